@@ -1,0 +1,28 @@
+"""Merging LoRA adapters of any rank, exactly, in their low-rank form. Needs torch and safetensors only."""
+
+from mergers.adapters import adapter_from_state_dict, check_same_base, load_adapter, save_adapter
+from mergers.errors import SheetbendError
+from mergers.merger import MergedAdapter, Merger
+from mergers.methods import Mean, TaskArithmetic
+from mergers.models import apply_adapter, weight_updates
+from mergers.spaces import Full
+from mergers.updates import Adapter, DenseUpdate, LowRankUpdate, Update
+
+__all__ = [
+    "Adapter",
+    "DenseUpdate",
+    "Full",
+    "LowRankUpdate",
+    "Mean",
+    "MergedAdapter",
+    "Merger",
+    "SheetbendError",
+    "TaskArithmetic",
+    "Update",
+    "adapter_from_state_dict",
+    "apply_adapter",
+    "check_same_base",
+    "load_adapter",
+    "save_adapter",
+    "weight_updates",
+]

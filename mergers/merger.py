@@ -1,0 +1,183 @@
+"""From adapters to one adapter."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mergers.adapters import check_same_base, save_adapter
+from mergers.errors import SheetbendError, did_you_mean
+from mergers.methods.base import Method
+from mergers.models import apply_adapter
+from mergers.parallel import map_modules
+from mergers.registry import resolve
+from mergers.spaces.base import Encoded, Space
+from mergers.transforms.base import Transform
+from mergers.updates import Adapter, Update
+
+
+class MergedAdapter(Adapter):
+    """What `Merger.merge` returns: an adapter that can be saved and added to a model."""
+
+    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write a PEFT folder, exact where the updates are low-rank; see `mergers.adapters.save_adapter`.
+
+        Args:
+            path: The folder.
+            dtype: Of the saved factors; by default the dtype that all merged adapters had, else float32.
+
+        Raises:
+            SheetbendError: The updates are dense.
+        """
+        save_adapter(self, path, dtype=dtype)
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Add the updates to the weights of ``model``, in place and in float32, and return it.
+
+        Raises:
+            SheetbendError: The model carries an adapter already, or lacks a module.
+        """
+        return apply_adapter(self, model)
+
+
+@dataclass(frozen=True)
+class Merger:
+    """Merges adapters: transforms each task's coordinates in a space, merges them by a method, decodes.
+
+    Attributes:
+        space: Basis in which updates are merged: a Space, or its name with its defaults.
+        method: What merges the coordinates of all tasks: a Method, or its name with its defaults.
+        transforms: What changes each task's coordinates before, in this order.
+        coefficients: Weights of the tasks: one number for all, one a task in their order, or task name to number.
+    """
+
+    space: Space | str = "full"
+    method: Method | str = "mean"
+    transforms: list[Transform | str] = field(default_factory=list)
+    coefficients: float | list[float] | dict[str, float] = 1.0
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__  # the dataclass is frozen
+        set_field(self, "space", resolve(self.space, "mergers.spaces", Space))
+        set_field(self, "method", resolve(self.method, "mergers.methods", Method))
+        transforms = [resolve(transform, "mergers.transforms", Transform) for transform in self.transforms]
+        set_field(self, "transforms", transforms)
+        coefficients = self.coefficients
+        if isinstance(coefficients, dict):
+            values = list(coefficients.values())
+        else:
+            values = list(coefficients) if isinstance(coefficients, list | tuple) else [coefficients]
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise SheetbendError(f"coefficients holds {value!r}; give finite numbers")
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether low-rank adapters give a low-rank result, which can be saved as an adapter without loss."""
+        entrywise = self.method.entrywise or any(transform.entrywise for transform in self.transforms)
+        return self.space.low_rank(entrywise)
+
+    def require_low_rank(self) -> None:
+        """Raise if the result cannot be saved as an adapter: to be called before work that ends in saving.
+
+        Raises:
+            SheetbendError: It names the way out.
+        """
+        if not self.low_rank:
+            entrywise = [step for step in (*self.transforms, self.method) if step.entrywise]
+            raise SheetbendError(
+                f"{type(entrywise[0]).__name__} in space {type(self.space).__name__} gives dense updates, which no LoRA "
+                "adapter holds exactly; merge in another space (knots), or apply the result to the base model"
+            )
+
+    def task_coefficients(self, tasks: Sequence[str]) -> list[float]:
+        """Return one coefficient a task, in the order of ``tasks``.
+
+        Raises:
+            SheetbendError: ``coefficients`` names other tasks, or has another length.
+        """
+        coefficients = self.coefficients
+        if isinstance(coefficients, dict):
+            for name in coefficients:
+                if name not in tasks:
+                    close = did_you_mean(name, list(tasks))
+                    raise SheetbendError(
+                        f"coefficients names the unknown task {name!r}; known tasks: {', '.join(tasks)}{close}"
+                    )
+            missing = [task for task in tasks if task not in coefficients]
+            if missing:
+                raise SheetbendError(
+                    f"coefficients has no number for task {missing[0]!r}; give one for every task"
+                )
+            return [float(coefficients[task]) for task in tasks]
+        if isinstance(coefficients, list | tuple):
+            if len(coefficients) != len(tasks):
+                raise SheetbendError(
+                    f"coefficients has {len(coefficients)} numbers for {len(tasks)} tasks ({', '.join(tasks)}); "
+                    "give one number, or one a task"
+                )
+            return [float(coefficient) for coefficient in coefficients]
+        return [float(coefficients)] * len(tasks)
+
+    def merge(self, adapters: Sequence[Adapter], same_base: bool = False) -> MergedAdapter:
+        """Merge adapters of one base model.
+
+        Args:
+            adapters: One a task, with distinct names; any ranks and floating dtypes.
+            same_base: Accept different names of the base model.
+
+        Raises:
+            SheetbendError: The adapters do not fit together, or the coefficients do not fit them.
+        """
+        adapters = list(adapters)
+        check_same_base(adapters, same_base=same_base)
+        tasks = [adapter.name for adapter in adapters]
+        twice = [task for task in tasks if tasks.count(task) > 1]
+        if twice:
+            raise SheetbendError(f"two adapters are named {twice[0]!r}; give each its own name")
+        coefficients = self.task_coefficients(tasks)
+        modules = list(adapters[0])
+
+        # Factored coordinates are about as large as the adapters, so all modules' are kept; what a method makes
+        # of them lives for one module at a time.
+        encoded = map_modules(
+            lambda name: self.space.encode([adapter[name] for adapter in adapters]), modules
+        )
+        work = list(zip(modules, encoded, strict=True))
+
+        def coordinates(module: str, frame: Encoded) -> list[Update]:
+            transformed = []
+            for task, update in zip(tasks, frame.coordinates, strict=True):
+                for transform in self.transforms:
+                    update = transform.transform(update, task, module)
+                transformed.append(update)
+            return transformed
+
+        def each_module(function: Callable[[list[Update]], Any]) -> list[Any]:
+            return map_modules(lambda item: function(coordinates(*item)), work)
+
+        survey = self.method.survey(each_module)
+
+        def merge_module(item: tuple[str, Encoded]) -> Update:
+            module, frame = item
+            return frame.decode(self.method.merge(coordinates(module, frame), coefficients, survey))
+
+        updates = dict(zip(modules, map_modules(merge_module, work), strict=True))
+        return MergedAdapter(updates, name="merged", **_common_facts(adapters))
+
+
+def _common_facts(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """Return the base model and the metadata on which all adapters agree."""
+    first = adapters[0].metadata
+    metadata = {
+        key: value
+        for key, value in first.items()
+        if key != "path" and all(adapter.metadata.get(key) == value for adapter in adapters)
+    }
+    metadata["tasks"] = [adapter.name for adapter in adapters]
+    base_model = next((adapter.base_model for adapter in adapters if adapter.base_model), None)
+    return {"base_model": base_model, "metadata": metadata}
