@@ -1,0 +1,9 @@
+"""Fine-tuning and evaluation of LoRA adapters on Lightning."""
+
+from lightning_modules.base import LoRATasks
+from lightning_modules.image_classifier import ImageClassifier
+from lightning_modules.lora import LoRA
+from lightning_modules.scores import Score
+from lightning_modules.variants import Variant
+
+__all__ = ["ImageClassifier", "LoRA", "LoRATasks", "Score", "Variant"]

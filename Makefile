@@ -1,0 +1,41 @@
+# make quickstart   adapters, merges, one table and curves, from a fresh clone
+# make test         the whole fast test suite
+# make lint         ruff, as CI runs it
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install quickstart test test-slow lint format base-model clean
+
+quickstart: install
+	$(BIN)/python launch/fit.py --config configs/quickstart.yaml
+
+test: install
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Retrains the small CLIP that the quickstart starts from; see base_model/.
+base-model: install
+	$(BIN)/pip install --quiet -r base_model/requirements.txt
+	$(BIN)/python base_model/train.py --output lightning_modules/base_models/tiny-clip
+
+install: .venv/.installed
+
+.venv/.installed: setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (a few minutes the first time)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

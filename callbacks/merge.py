@@ -1,0 +1,62 @@
+"""Merged models in the evaluation loop."""
+
+from lightning.pytorch import Callback, Trainer
+
+from lightning_modules import LoRATasks, Variant
+from lightning_modules.variants import FINETUNED, PRETRAINED
+from mergers import Merger, SheetbendError
+
+
+class MergeCallback(Callback):
+    """Merge the adapters in every configured way, and have each batch run through all of them.
+
+    At the start of each validation and test the adapters are merged as they stand, and the results are tested beside
+    the pretrained model and the finetuned adapters in one sweep of the data.
+
+    Args:
+        mergers: the merges to test, by the name they have in tables and curves.
+        while_fitting: also merge at each validation while fitting, so that curves show merged against finetuned
+            accuracy over training.
+    """
+
+    def __init__(self, mergers: dict[str, Merger], while_fitting: bool = True):
+        for name in mergers:
+            if name in (PRETRAINED, FINETUNED):
+                raise SheetbendError(f"merger {name!r} has the name of a variant that is always there; choose another")
+            if not name or any(character in name for character in "/\\\n") or name.startswith("."):
+                raise SheetbendError(f"merger {name!r} must name a folder: no slash, no leading dot, not empty")
+        self.mergers = mergers
+        self.while_fitting = while_fitting
+
+    def build_variants(self, module: LoRATasks) -> dict[str, Variant]:
+        """Merge the adapters of ``module`` as they stand in every configured way."""
+        adapters = module.adapters()
+        return {
+            name: module.variant(str(merger), merger.merge(adapters).dense()) for name, merger in self.mergers.items()
+        }
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LoRATasks) -> None:
+        """Merge for this validation."""
+        if trainer.state.fn != "fit" or (self.while_fitting and not trainer.sanity_checking):
+            pl_module.set_variants(self.build_variants(pl_module))
+        else:
+            pl_module.set_variants({})
+
+    def on_test_start(self, trainer: Trainer, pl_module: LoRATasks) -> None:
+        """Merge for this test; by now a checkpoint's weights are in place."""
+        pl_module.set_variants(self.build_variants(pl_module))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LoRATasks) -> None:
+        """Let go of the merged weights."""
+        _release(pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LoRATasks) -> None:
+        """Let go of the merged weights."""
+        _release(pl_module)
+
+
+def _release(module: LoRATasks) -> None:
+    """Drop the tensors but keep the descriptions, which the report reads."""
+    module.variants = {
+        name: Variant(variant.description, own_adapter=variant.own_adapter) for name, variant in module.variants.items()
+    }

@@ -1,0 +1,53 @@
+"""Progress without a terminal: one plain line an epoch."""
+
+import sys
+import time
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+
+
+class PlainProgress(ProgressBar):
+    """Print one line an epoch, and one when testing starts; for logs and pipes, where a bar would be noise."""
+
+    def __init__(self):
+        super().__init__()
+        self._enabled = True
+        self._started = time.monotonic()
+
+    def disable(self) -> None:
+        """Print nothing more."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Print again."""
+        self._enabled = True
+
+    def _say(self, text: str) -> None:
+        if self._enabled and self.trainer.is_global_zero:
+            print(text, flush=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how far training has come."""
+        metrics = trainer.callback_metrics
+        names = [name for name in metrics if name.startswith("val_accuracy/")]
+        accuracies = "  ".join(f"{n.removeprefix('val_accuracy/')} {100 * float(metrics[n]):.1f}" for n in names)
+        epochs = f"/{trainer.max_epochs}" if trainer.max_epochs not in (None, -1) else ""
+        self._say(
+            f"epoch {trainer.current_epoch + 1}{epochs}  step {trainer.global_step}  "
+            f"{time.monotonic() - self._started:.0f} s  validation accuracy (%): {accuracies or 'not measured'}"
+        )
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what is tested."""
+        variants = len(getattr(pl_module, "variants", ()))
+        self._say(f"testing {variants} variants on {', '.join(getattr(pl_module, 'task_names', []))}")
+
+
+def progress_bar() -> ProgressBar:
+    """Return a rich bar in a terminal, plain lines elsewhere."""
+    return RichProgressBar(leave=False) if sys.stdout.isatty() else PlainProgress()

@@ -1,0 +1,63 @@
+"""The command line: ``sheetbend fit | validate | test`` with YAML configs."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+from mergers.errors import SheetbendError
+
+PROGRAM = "sheetbend"
+USER_FAULT = 2
+INTERRUPTED = 130  # what shells report of a program that SIGINT ended
+
+# Lightning's advice that does not hold here, by the start of its message.
+BENIGN_WARNINGS = (
+    ".*does not have many workers",
+    ".*`training_step` returned `None`",  # the empty turn of a task that has stopped early
+    ".*Checkpoint directory .* exists and is not empty",
+    ".*exists and is not empty",
+    ".*number of training batches .* is smaller than the logging interval",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+    ".*is_gradient_checkpointing",
+    ".*lr_scheduler.step.*before.*optimizer.step",
+    ".*Trying to infer the `batch_size`",
+)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command; exit with status 2 and one line for what the user can fix.
+
+    Args:
+        args: words of the command line; those of the process by default.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    for pattern in BENIGN_WARNINGS:
+        warnings.filterwarnings("ignore", pattern)
+    try:
+        _quiet_libraries()
+        from launch.lightning_cli import SheetbendCLI
+
+        SheetbendCLI(words)
+    except SheetbendError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted before the run began; nothing was lost, the same command starts again", flush=True)
+        raise SystemExit(INTERRUPTED) from None
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line to stderr and exit with status 2."""
+    print(f"{PROGRAM}: error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(USER_FAULT)
+
+
+def _quiet_libraries() -> None:
+    """Leave the screen to our own output; warnings still come through."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,160 @@
+"""LightningCLI with our defaults, one-line errors, and runs that go on where they stopped."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import callbacks
+import datamodules  # noqa: F401  its classes are found by name once it is imported
+from callbacks.progress import progress_bar
+from launch import cli
+from launch.errors import one_line
+from launch.runs import CHECKPOINT, Interruption, SaveConfig, clear, resume_point
+from lightning_modules import LoRATasks
+
+DESCRIPTION = "Fine-tune LoRA adapters, merge them into one model, and see what merging kept."
+
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs/run",
+    "enable_model_summary": False,
+    "log_every_n_steps": 10,
+    "max_epochs": 10,
+    "num_sanity_val_steps": 0,
+}
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are one line that names the thing and the way out."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print one line and exit with status 2."""
+        cli.fail(one_line(message))
+
+
+class SheetbendCLI(LightningCLI):
+    """Subcommands fit, validate and test; the run folder is ``trainer.default_root_dir``."""
+
+    def __init__(self, words: Sequence[str]):
+        self.interruption = Interruption()
+        self.resume_from: Path | None = None
+        super().__init__(
+            model_class=LoRATasks,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_kwargs={"prog": cli.PROGRAM, "description": DESCRIPTION},
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            args=list(words),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the subcommands; all take the same options, so that each reads the others' configs."""
+        skip = {"model", "datamodule", "weights_only"}
+        return {
+            "fit": skip | {"train_dataloaders", "val_dataloaders"},
+            "validate": skip | {"dataloaders", "verbose"},
+            "test": skip | {"dataloaders", "verbose"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what Lightning has no word for."""
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=True, help="Test every variant when ``fit`` has ended."
+        )
+        parser.add_argument(
+            "--overwrite",
+            type=bool,
+            default=False,
+            help="Let ``fit`` replace the run that the run folder (trainer.default_root_dir) already holds.",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Parse ``args``, not ``sys.argv``."""
+        self.config = parser.parse_args(args)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the callbacks that every run has, each unless the configuration brings its own."""
+        own = [
+            callbacks.AdapterCheckpoint(),
+            callbacks.ResultsCallback(),
+            ModelCheckpoint(
+                dirpath=self.folder / CHECKPOINT.parent,
+                filename=CHECKPOINT.stem,
+                enable_version_counter=False,
+                save_on_train_epoch_end=True,
+            ),
+            self.interruption,
+        ]
+        settings = self._get(self.config_init, "trainer")
+        if settings.get("enable_progress_bar") is not False:
+            own.append(progress_bar())
+        given = tuple(type(callback) for callback in settings.get("callbacks") or [])
+        if settings.get("enable_checkpointing") is False:
+            own = [callback for callback in own if not isinstance(callback, ModelCheckpoint)]
+        if settings.get("logger") in (None, True):
+            kwargs["logger"] = TensorBoardLogger(
+                self.folder, name="tensorboard", version="training", default_hp_metric=False
+            )
+        extra: list[Callback] = [callback for callback in own if not issubclass(type(callback), given)]
+        return self._instantiate_trainer({**settings, **kwargs}, extra)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self._get(self.config, "trainer")["default_root_dir"])
+
+    def _prepare(self, model: LoRATasks, datamodule: LightningDataModule, fresh: bool) -> None:
+        """Load data and model before anything is written, so that what fails for want of them leaves no trace."""
+        datamodule.prepare_data()
+        datamodule.setup(self.subcommand)
+        model.build(datamodule.tasks, fresh=fresh, run_folder=self.folder)
+
+    def fit(self, model: LoRATasks, datamodule: LightningDataModule, ckpt_path: str | None = None) -> None:
+        """Train, or go on with the run in the run folder, then test."""
+        options = self.config[self.subcommand]
+        overwrite, options["overwrite"] = options["overwrite"], False
+        checkpoint = ckpt_path
+        if not self.trainer.fast_dev_run:
+            if not overwrite and checkpoint is None:
+                settings = yaml.safe_load(self._parser("fit").dump(options, skip_none=False))
+                checkpoint = resume_point(self.folder, settings)
+            self._prepare(model, datamodule, fresh=True)
+            if overwrite:
+                clear(self.folder)
+            if checkpoint is not None:
+                print(f"going on from {checkpoint}", flush=True)
+        self._run(self.trainer.fit, model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        if options["test_after_fit"]:
+            self._run(self.trainer.test, model, datamodule=datamodule, verbose=False)
+
+    def validate(self, model: LoRATasks, datamodule: LightningDataModule, ckpt_path: str | None = None) -> None:
+        """Measure every variant on the validation split."""
+        self._measure(self.trainer.validate, model, datamodule, ckpt_path)
+
+    def test(self, model: LoRATasks, datamodule: LightningDataModule, ckpt_path: str | None = None) -> None:
+        """Measure every variant on the test split."""
+        self._measure(self.trainer.test, model, datamodule, ckpt_path)
+
+    def _measure(self, verb: Any, model: LoRATasks, datamodule: LightningDataModule, ckpt_path: str | None) -> None:
+        # A checkpoint brings its own adapters; without one they come from folders.
+        self._prepare(model, datamodule, fresh=ckpt_path is not None)
+        options = {} if ckpt_path is None else {"ckpt_path": ckpt_path, "weights_only": True}
+        self._run(verb, model, datamodule=datamodule, verbose=False, **options)
+
+    def _run(self, verb: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            verb(*args, **kwargs)
+        except SystemExit:
+            # Lightning turns Ctrl-C into exit status 1.
+            raise SystemExit(cli.INTERRUPTED if self.interruption.happened else 1) from None

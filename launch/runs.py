@@ -1,0 +1,129 @@
+"""The run folder: what a run writes there, and whether an earlier run there can go on."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+from mergers import SheetbendError
+from mergers.files import atomic_write
+
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+OUTPUTS = (
+    "adapters",
+    "checkpoints",
+    "config.yaml",
+    "history.csv",
+    "plots",
+    "report.md",
+    "results.csv",
+    "results.json",
+    "tensorboard",
+)
+# Flags of the Trainer that change what training computes. The others may differ between an interrupted run and
+# the one that goes on.
+TRAINER_SETTINGS = (
+    "accumulate_grad_batches",
+    "check_val_every_n_epoch",
+    "gradient_clip_algorithm",
+    "gradient_clip_val",
+    "limit_train_batches",
+    "limit_val_batches",
+    "max_epochs",
+    "max_steps",
+    "overfit_batches",
+    "precision",
+    "val_check_interval",
+)
+UNIMPORTANT = ("data.init_args.num_workers", "data.init_args.eval_batch_size")
+
+
+def training_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides the trained adapters, flat: {dotted key: value}.
+
+    >>> training_settings({"seed_everything": 0, "model": {"lr": 1}, "trainer": {"max_epochs": 2, "profiler": "x"}})
+    {'seed_everything': 0, 'model.lr': 1, 'trainer.max_epochs': 2}
+    """
+    trainer = {key: value for key, value in (config.get("trainer") or {}).items() if key in TRAINER_SETTINGS}
+    parts = {key: config[key] for key in ("seed_everything", "model", "data") if key in config}
+    flat = dict(_flatten({**parts, "trainer": trainer}))
+    return {key: value for key, value in flat.items() if key not in UNIMPORTANT}
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif prefix != "trainer":
+        yield prefix, value
+
+
+def resume_point(folder: Path, config: dict[str, Any]) -> Path | None:
+    """Return the checkpoint from which the same run goes on, or none where nothing has been trained yet.
+
+    Raises:
+        SheetbendError: the folder holds a run with other settings.
+    """
+    checkpoint = folder / CHECKPOINT
+    if not checkpoint.is_file():
+        return None
+    saved_file = folder / "config.yaml"
+    saved = training_settings(yaml.safe_load(saved_file.read_text()) if saved_file.is_file() else {})
+    given = training_settings(config)
+    changed = [key for key in {**saved, **given} if saved.get(key) != given.get(key)]
+    if changed:
+        key = changed[0]
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise SheetbendError(
+            f"{folder} holds a run with other settings ({key}: {saved.get(key)} there, {given.get(key)} now{more}); "
+            "give another --trainer.default_root_dir, or --overwrite true to replace that run"
+        )
+    return checkpoint
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run has written to ``folder``, and nothing else."""
+    for name in OUTPUTS:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Save the whole configuration to ``<run folder>/config.yaml``; any subcommand reads it back."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file; ``validate`` and ``test`` leave the one of ``fit`` as it is."""
+        path = Path(trainer.default_root_dir) / "config.yaml"
+        if stage != "fit" and path.exists():
+            return
+        with atomic_write(path) as temporary:
+            temporary.write_text(self.parser.dump(self.config, skip_none=False, skip_link_targets=False))
+
+
+class Interruption(Callback):
+    """Say how to go on after Ctrl-C."""
+
+    def __init__(self):
+        self.happened = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Print where the run stands."""
+        if not isinstance(exception, KeyboardInterrupt):
+            return
+        self.happened = True
+        checkpoint = Path(trainer.default_root_dir) / CHECKPOINT
+        if checkpoint.is_file():
+            kept = f"{checkpoint} holds the epochs that were finished; give the same command again to go on from there"
+        else:
+            kept = "no epoch was finished; the same command starts again"
+        print(f"\ninterrupted: {kept}", flush=True)

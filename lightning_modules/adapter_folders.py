@@ -1,0 +1,107 @@
+"""PEFT folders into a model, and out of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mergers import SheetbendError, load_adapter
+from mergers.files import atomic_folder, atomic_write
+
+HEAD_FILE = "head.safetensors"
+METRICS_FILE = "metrics.json"
+
+
+def find_adapters(source: str | dict[str, str], tasks: list[str]) -> dict[str, Path]:
+    """Return the PEFT folder of each task.
+
+    Args:
+        source: a folder with one PEFT folder a task in it, or a map from task name to PEFT folder.
+        tasks: the names of the tasks.
+    """
+    if isinstance(source, dict):
+        missing = [task for task in tasks if task not in source]
+        if missing:
+            raise SheetbendError(f"adapters name no folder for {', '.join(missing)}; add `{missing[0]}: PATH`")
+        return {task: Path(source[task]) for task in tasks}
+    folders = {task: Path(source) / task for task in tasks}
+    missing = [task for task, folder in folders.items() if not folder.is_dir()]
+    if missing:
+        raise SheetbendError(
+            f"{source} has no adapter of {', '.join(missing)}; train first with `sheetbend fit`, or give "
+            "model.init_args.adapters a map from task name to PEFT folder"
+        )
+    return folders
+
+
+def install_adapters(backbone: nn.Module, folders: dict[str, Path], base_name: str) -> PeftModel:
+    """Freeze ``backbone`` and load one PEFT folder a task into it, under the task's name.
+
+    Raises:
+        SheetbendError: a folder is no LoRA adapter, or belongs to another base model.
+    """
+    linear = {name: module.weight.shape for name, module in backbone.named_modules() if hasattr(module, "weight")}
+    model = None
+    for task, folder in folders.items():
+        adapter = load_adapter(folder, name=task)
+        if adapter.base_model not in (None, base_name):
+            raise SheetbendError(
+                f"adapter {folder}: its base model is {adapter.base_model}, this run's is {base_name}; give that "
+                "model as model.init_args.backbone, or adapters of this one"
+            )
+        for name, update in adapter.items():
+            if name not in linear:
+                raise SheetbendError(f"adapter {folder}: module {name} is not in {base_name}; it has another base")
+            if tuple(linear[name]) != tuple(update.shape):
+                raise SheetbendError(
+                    f"adapter {folder}: module {name} is {tuple(update.shape)}, but {base_name} has "
+                    f"{tuple(linear[name])}; it has another base"
+                )
+        config = LoraConfig.from_pretrained(folder)
+        config.inference_mode = False
+        if model is None:
+            model = PeftModel(backbone, config, adapter_name=task)
+        else:
+            model.add_adapter(task, config)
+        result = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"), adapter_name=task)
+        if result.unexpected_keys:
+            raise SheetbendError(f"adapter {folder}: {result.unexpected_keys[0]} has no place in {base_name}")
+    return model
+
+
+def write_adapter(
+    model: PeftModel, task: str, folder: Path, head: dict[str, Tensor], metrics: dict[str, Any]
+) -> None:
+    """Write one task's adapter as it stands: a PEFT folder, with its head and its metrics beside it.
+
+    `PeftModel.from_pretrained(base, folder)` loads it. The folder appears whole or not at all.
+    """
+    state = get_peft_model_state_dict(model, adapter_name=task, save_embedding_layers=False)
+    config = LoraConfig(**{**model.peft_config[task].to_dict(), "inference_mode": True})
+    config.target_modules = sorted(config.target_modules)
+    with atomic_folder(folder) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / "adapter_model.safetensors")
+        config.save_pretrained(temporary)
+        if head:
+            save_file({k: v.detach().cpu().contiguous() for k, v in head.items()}, temporary / HEAD_FILE)
+        (temporary / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+def add_metrics(folder: Path, extra: dict[str, Any]) -> None:
+    """Add entries to the metrics that stand beside an adapter."""
+    path = folder / METRICS_FILE
+    metrics = json.loads(path.read_text()) if path.is_file() else {}
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps({**metrics, **extra}, indent=2) + "\n")
+
+
+@torch.no_grad()
+def parameter_count(model: PeftModel, task: str) -> int:
+    """Return the number of trainable values of one task's adapter."""
+    state = get_peft_model_state_dict(model, adapter_name=task, save_embedding_layers=False)
+    return sum(value.numel() for value in state.values())

@@ -1,0 +1,76 @@
+"""Where a base model comes from: a local folder, one that ships with Sheetbend, or the hub."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mergers import SheetbendError
+
+SHIPPED = Path(__file__).parent / "base_models"
+
+
+def shipped_models() -> list[str]:
+    """Return the names of the base models that come with Sheetbend."""
+    return sorted(path.name for path in SHIPPED.glob("*/") if (path / "config.json").is_file())
+
+
+def locate(name: str) -> str:
+    """Return what ``from_pretrained`` should be given for ``name``.
+
+    A folder that exists wins, then the name of a shipped model; anything else is a hub id (``owner/model``).
+    """
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise SheetbendError(f"backbone {name!r} is a folder without config.json; give a model folder or a hub id")
+        return name
+    if name in shipped_models():
+        return str(SHIPPED / name)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        shipped = ", ".join(shipped_models())
+        raise SheetbendError(
+            f"backbone {name!r} is no folder here and no hub id (owner/model); models that ship: {shipped}"
+        )
+    return name
+
+
+def base_name(name: str) -> str:
+    """Return the name that adapters carry for their base: never a path of this machine.
+
+    >>> base_name("openai/clip-vit-base-patch32")
+    'openai/clip-vit-base-patch32'
+    >>> base_name("/tmp/models/my-clip/")
+    'my-clip'
+    """
+    path = Path(name)
+    return path.name if path.is_absolute() or path.is_dir() or name.startswith((".", "~")) else name
+
+
+def load_pretrained(loader: Callable[..., Any], name: str, **options: Any) -> Any:
+    """Call ``loader`` (some ``from_pretrained``) for ``name``; say in one line what is missing when it fails."""
+    source = locate(name)
+    try:
+        return loader(source, **options)
+    except OSError as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        first_line = str(error).strip().splitlines()[0]
+        raise SheetbendError(
+            f"backbone {name!r} could not be loaded{offline}: {first_line}; give a model folder, or download it first "
+            f"with `hf download {name}`"
+        ) from None
+
+
+def content_key(name: str, revision: str | None) -> str:
+    """Return a short hash that changes when the model's files do: of their bytes, or of the hub's revision."""
+    source = Path(locate(name))
+    digest = hashlib.sha256(name.encode() if not source.is_dir() else b"")
+    if source.is_dir():
+        for path in sorted(source.iterdir()):
+            if path.suffix in (".safetensors", ".json", ".txt"):
+                with path.open("rb") as file:
+                    digest.update(path.name.encode())
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+    else:
+        digest.update(str(revision).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,356 @@
+"""One frozen backbone, one LoRA adapter a task, trained in turn and tested in every variant."""
+
+import contextlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_modules.adapter_folders import find_adapters, install_adapters
+from lightning_modules.backbones import base_name
+from lightning_modules.lora import (
+    BASE_PREFIX,
+    LoRA,
+    adapter_parameters,
+    live_adapter,
+    lora_layers,
+    wrap,
+)
+from lightning_modules.metrics import Evaluator
+from lightning_modules.progress import TaskProgress, steps_of_each, warmup_cosine
+from lightning_modules.scores import Score
+from lightning_modules.variants import FINETUNED, PRETRAINED, Variant, finetuned, pretrained
+from mergers import Adapter, SheetbendError
+from mergers.seeding import derive_seed
+
+
+class LoRATasks(LightningModule, ABC):
+    """Fine-tune one LoRA adapter a task on one shared, frozen backbone.
+
+    Each training batch belongs to one task and touches that task's adapter only: AdamW passes over parameters
+    without a gradient, clipping sees one task's gradients, and learning rate, data order, dropout and early stopping
+    are the task's own. Training T adapters together therefore gives what T separate runs give, to rounding. One
+    task is plain fine-tuning.
+
+    The datamodule names the tasks: objects with ``name`` and whatever the subclass's heads need.
+
+    Args:
+        backbone: folder of a transformers model, the name of one that ships with Sheetbend, or a hub id.
+        lora: rank, scale, dropout and target layers of the adapters.
+        learning_rate: peak of AdamW's learning rate.
+        weight_decay: AdamW's decoupled weight decay of the adapters.
+        betas: AdamW's decay rates of the first and the second moment.
+        warmup_steps: optimiser steps of one task over which its learning rate rises from zero; a cosine to zero
+            over the rest of its steps follows.
+        patience: validations in a row without a gain of ``min_delta`` after which a task stops; none: never.
+        min_delta: gain in validation accuracy (a fraction) that counts for ``patience``.
+        adapters: adapters to start from instead of fresh ones: a folder with one PEFT folder a task in it, or a map
+            from task name to PEFT folder. ``validate`` and ``test`` look in the run folder where none is given.
+        seed: seeds initial values and dropout, together with the task's name; none takes the one given to
+            ``seed_everything``, else 0.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        lora: LoRA | None = None,
+        learning_rate: float = 3e-4,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_steps: int = 0,
+        patience: int | None = None,
+        min_delta: float = 1e-3,
+        adapters: str | dict[str, str] | None = None,
+        seed: int | None = None,
+    ):
+        super().__init__()
+        for name, value in (("learning_rate", learning_rate), ("patience", 1 if patience is None else patience)):
+            if value <= 0:
+                raise SheetbendError(f"{name} is {value}; give a number above zero")
+        self.backbone_name = backbone
+        self.lora = LoRA() if lora is None else lora
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.warmup_steps = warmup_steps
+        self.patience = patience
+        self.min_delta = min_delta
+        self.adapter_source = adapters
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        self.strict_loading = False  # checkpoints hold the adapters, not the frozen base
+
+        self.model: PeftModel | None = None
+        self.tasks: tuple[Any, ...] = ()
+        self.progress: dict[str, TaskProgress] = {}
+        self.best: dict[str, dict[str, Tensor]] = {}
+        self.improved: tuple[str, ...] = ()
+        self.variants: dict[str, Variant] = {FINETUNED: finetuned()}
+        self.evaluator: Evaluator | None = None
+        self._scores: list[Score] = []
+
+    # What a subclass says of its backbone, heads and loss.
+
+    @abstractmethod
+    def build_backbone(self) -> nn.Module:
+        """Load the backbone."""
+
+    @abstractmethod
+    def build_heads(self, tasks: Sequence[Any]) -> None:
+        """Make the heads of ``tasks``."""
+
+    @abstractmethod
+    def build_evaluator(self, tasks: Sequence[Any]) -> Evaluator:
+        """Make the metrics of ``tasks``."""
+
+    @abstractmethod
+    def forward(self, inputs: Any) -> Tensor:
+        """Run the backbone as it stands; return features (N, d)."""
+
+    @abstractmethod
+    def logits(self, features: Tensor, task: str) -> Tensor:
+        """Return the logits (N, C) of the classes of ``task``."""
+
+    def joint_logits(self, features: Tensor) -> Tensor | None:
+        """Return the logits (N, J) of the classes of all tasks, or none where they share no label space."""
+        return None
+
+    def head_tensors(self, task: str) -> dict[str, Tensor]:
+        """Return the head of ``task`` as tensors to save beside its adapter."""
+        return {}
+
+    def loss(self, features: Tensor, labels: Tensor, task: str) -> Tensor:
+        """Return the training loss, a scalar: cross entropy over the task's classes."""
+        return nn.functional.cross_entropy(self.logits(features, task), labels)
+
+    # Building.
+
+    @property
+    def base_name(self) -> str:
+        """The base model's name as adapters carry it."""
+        return base_name(self.backbone_name)
+
+    @property
+    def task_names(self) -> list[str]:
+        """The names of the tasks, in order."""
+        return [task.name for task in self.tasks]
+
+    def configure_model(self) -> None:
+        """Build backbone, adapters, heads and metrics for the datamodule's tasks; Lightning calls it."""
+        if self.model is None:
+            self.build(self.trainer.datamodule.tasks, fresh=self.trainer.state.fn == "fit")
+
+    def build(self, tasks: Sequence[Any], fresh: bool = True, run_folder: str | Path | None = None) -> None:
+        """Build everything for ``tasks``.
+
+        Args:
+            tasks: the tasks, each with a ``name``.
+            fresh: start from new adapters where none are given; else they must exist.
+            run_folder: where ``adapters/<task>`` is looked for if not fresh; the trainer's folder by default.
+        """
+        names = [task.name for task in tasks]
+        source = self.adapter_source
+        if source is None and not fresh:
+            source = str(Path(run_folder or self.trainer.default_root_dir) / "adapters")
+        folders = None if source is None else find_adapters(source, names)
+        backbone = self.build_backbone()
+        if folders is None:
+            configs = {name: self.lora.config(name, self.base_name) for name in names}
+            self.model = wrap(backbone, configs, self.seed)
+        else:
+            self.model = install_adapters(backbone, folders, self.base_name)
+        self.tasks = tuple(tasks)
+        self.progress = {name: TaskProgress() for name in names}
+        self.build_heads(tasks)
+        self.evaluator = self.build_evaluator(tasks)
+
+    # Training.
+
+    def activate(self, task: str) -> None:
+        """Send the forward pass through the adapter of ``task``."""
+        self.model.set_adapter(task)
+
+    @contextlib.contextmanager
+    def _own_random_stream(self, task: str) -> Iterator[None]:
+        """Draw dropout from (seed, task, batch of that task), and leave the global generators as they were."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(self.seed, task, "dropout", self.progress[task].batches))
+            yield
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Return the loss of one batch of one task, or none for the empty turn of a finished task."""
+        if batch.labels is None:
+            return None
+        self.activate(batch.task)
+        with self._own_random_stream(batch.task):
+            loss = self.loss(self(batch.inputs), batch.labels, batch.task)
+        self.progress[batch.task].batches += 1
+        self.log(f"train_loss/{batch.task}", loss, batch_size=len(batch.labels))
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return one AdamW with a parameter group a task, and a schedule that counts each task's own steps."""
+        accumulate = self.trainer.accumulate_grad_batches
+        batches = {name: self.trainer.datamodule.batches_per_epoch(name) for name in self.task_names}
+        per_epoch = {name: -(-count // accumulate) for name, count in batches.items()}
+        max_epochs, max_steps = self.trainer.max_epochs, self.trainer.max_steps
+        if max_steps == -1 and max_epochs in (-1, None):
+            raise SheetbendError(
+                "trainer.max_epochs is -1 and trainer.max_steps too; the cosine schedule needs a length, give one"
+            )
+        totals = steps_of_each(per_epoch, -1 if max_epochs is None else max_epochs, max_steps)
+        groups = [
+            {"params": list(adapter_parameters(self.model, name).values()), "name": name} for name in self.task_names
+        ]
+        optimizer = AdamW(groups, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay)
+
+        def factor(name: str, _: int) -> float:
+            step = -(-self.progress[name].batches // accumulate)
+            return warmup_cosine(step, totals[name], self.warmup_steps)
+
+        factors = [_bind(factor, name) for name in self.task_names]
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step", "name": "learning_rate"},
+        }
+
+    @property
+    def finished_tasks(self) -> tuple[str, ...]:
+        """The tasks that have stopped early; the datamodule gives them empty turns."""
+        return tuple(name for name, progress in self.progress.items() if progress.finished)
+
+    def on_fit_start(self) -> None:
+        """Stop at once where a resumed run has nothing left to train."""
+        self._stop_if_all_finished()
+
+    def on_fit_end(self) -> None:
+        """Leave the best adapter of each task in the model."""
+        self.restore_best()
+
+    def restore_best(self) -> None:
+        """Load each task's best adapter so far."""
+        for name, state in self.best.items():
+            for key, parameter in adapter_parameters(self.model, name).items():
+                parameter.data.copy_(state[key])
+
+    def _stop_if_all_finished(self) -> None:
+        if self.progress and len(self.finished_tasks) == len(self.progress):
+            self.trainer.should_stop = True
+
+    # Evaluation.
+
+    def set_variants(self, merged: dict[str, Variant]) -> None:
+        """Test the pretrained and the finetuned weights, and ``merged`` after them."""
+        self.variants = {PRETRAINED: pretrained(), FINETUNED: finetuned(), **merged}
+
+    def variant(self, description: str, deltas: dict[str, Tensor]) -> Variant:
+        """Return the base model plus ``deltas``, {module name: (out, in)}, added in float32, as a `Variant`."""
+        layers = lora_layers(self.model)
+        weights = {}
+        for name, delta in deltas.items():
+            base = layers[name].get_base_layer().weight
+            merged = base.detach().float() + delta.to(base.device, torch.float32)
+            weights[f"model.{BASE_PREFIX}{name}.base_layer.weight"] = merged.to(base.dtype)
+        return Variant(description, weights)
+
+    @torch.no_grad()
+    def features_of(self, variant: Variant, inputs: Any, task: str) -> Tensor:
+        """Run ``inputs`` of ``task`` through ``variant``; return features (N, d)."""
+        if variant.own_adapter:
+            self.activate(task)
+            return self(inputs)
+        with self.model.disable_adapter():
+            return functional_call(self, variant.weights, (inputs,))
+
+    def _evaluate(self, batch: Any) -> None:
+        for name, variant in self.variants.items():
+            features = self.features_of(variant, batch.inputs, batch.task)
+            logits, joint = self.logits(features, batch.task), self.joint_logits(features)
+            self.evaluator.update(name, batch.task, logits, joint, batch.labels)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Run one batch through every variant."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Run one batch through every variant."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last measurement."""
+        self.evaluator.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_epoch_end(self) -> None:
+        """Note what was measured; while fitting, keep the best adapters and stop the tasks that gain no more."""
+        self._scores = self.evaluator.scores()
+        self._log_scores("val")
+        self.improved = ()
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._keep_best()
+
+    def on_test_epoch_end(self) -> None:
+        """Note what was measured."""
+        self._scores = self.evaluator.scores()
+        self._log_scores("test")
+
+    def _log_scores(self, stage: str) -> None:
+        own = [s for s in self._scores if s.variant == FINETUNED and s.metric == "accuracy"]
+        for score in own:
+            self.log(f"{stage}_accuracy/{score.task}", score.value)
+        if own:
+            self.log(f"{stage}_accuracy", sum(s.value for s in own) / len(own), prog_bar=True)
+
+    def _keep_best(self) -> None:
+        improved = []
+        for score in self._scores:
+            if score.variant != FINETUNED or score.metric != "accuracy" or self.progress[score.task].finished:
+                continue
+            if self.progress[score.task].record(score.value, self.min_delta, self.patience):
+                improved.append(score.task)
+                parameters = adapter_parameters(self.model, score.task)
+                self.best[score.task] = {key: p.detach().cpu().clone() for key, p in parameters.items()}
+        self.improved = tuple(improved)
+        self._stop_if_all_finished()
+
+    def scores(self) -> list[Score]:
+        """Return what the last validation or test measured."""
+        return list(self._scores)
+
+    # Adapters and checkpoints.
+
+    def adapters(self) -> list[Adapter]:
+        """Copy every task's adapter as it stands, on CPU in float32, in the order of the tasks."""
+        return [live_adapter(self.model, name, self.base_name) for name in self.task_names]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the adapters, their best states and each task's progress; the frozen base is left out."""
+        keep = {f"model.{key}" for name in self.task_names for key in adapter_parameters(self.model, name)}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
+        checkpoint["tasks"] = {name: asdict(progress) for name, progress in self.progress.items()}
+        checkpoint["best"] = self.best
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up each task's progress where the checkpoint left it."""
+        if set(checkpoint.get("tasks", {})) != set(self.task_names):
+            saved = ", ".join(checkpoint.get("tasks", {})) or "none"
+            raise SheetbendError(
+                f"checkpoint holds the tasks {saved}, this run has {', '.join(self.task_names)}; give the same tasks"
+            )
+        self.progress = {name: TaskProgress(**state) for name, state in checkpoint["tasks"].items()}
+        self.best = checkpoint["best"]
+
+
+def _bind(function: Any, name: str) -> Any:
+    """Fix the first argument; a plain function, since LambdaLR would pickle the state of a callable object."""
+    return lambda epoch: function(name, epoch)

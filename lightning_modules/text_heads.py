@@ -1,0 +1,78 @@
+"""Class vectors from prompts: the frozen classification heads of CLIP.
+
+A class vector is the mean of the normalised embeddings of its prompts, normalised again
+(Radford et al., 2021, arXiv 2103.00020, section 3.1.4).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mergers.files import atomic_write
+
+TextEncoder = Callable[[list[str]], Tensor]
+
+
+def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
+    """Fill every template with every class name.
+
+    >>> class_prompts(["cat", "dog"], ["a photo of a {}."])
+    [['a photo of a cat.'], ['a photo of a dog.']]
+    """
+    return [[template.format(name) for template in templates] for name in class_names]
+
+
+def class_vectors(prompts: Sequence[Sequence[str]], encode: TextEncoder, batch_size: int = 256) -> Tensor:
+    """Return one unit vector a class.
+
+    Args:
+        prompts: for each of C classes, its prompts.
+        encode: maps n texts to embeddings (n, d).
+        batch_size: texts encoded at a time.
+
+    Returns:
+        (C, d) float32, rows of norm one.
+    """
+    texts = list(dict.fromkeys(text for group in prompts for text in group))
+    chunks = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
+    embeddings = normalize(torch.cat([encode(chunk).float() for chunk in chunks]), dim=-1)
+    row = {text: index for index, text in enumerate(texts)}
+    means = torch.stack([embeddings[[row[text] for text in group]].mean(0) for group in prompts])
+    return normalize(means, dim=-1)
+
+
+def cache_folder() -> Path:
+    """Return the folder of cached heads: ``$SHEETBEND_CACHE``, else ``~/.cache/sheetbend``, and ``heads`` in it."""
+    root = os.environ.get("SHEETBEND_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "sheetbend"
+    return Path(root).expanduser() / "heads"
+
+
+def cached_class_vectors(
+    prompts: Sequence[Sequence[str]], model_key: str, make_encoder: Callable[[], TextEncoder]
+) -> Tensor:
+    """Return `class_vectors`, from disk where the same model has met the same prompts before.
+
+    Args:
+        prompts: for each class, its prompts.
+        model_key: hash of the text tower and its tokenizer.
+        make_encoder: loads the text tower; called only when the vectors are not cached.
+    """
+    key = hashlib.sha256(json.dumps([model_key, prompts]).encode()).hexdigest()[:32]
+    path = cache_folder() / f"{key}.safetensors"
+    try:
+        return load_file(path)["class_vectors"]
+    except Exception:  # absent, or damaged: it is only a cache, and is made anew
+        vectors = class_vectors(prompts, make_encoder())
+    try:
+        with atomic_write(path) as temporary:
+            save_file({"class_vectors": vectors.contiguous()}, temporary)
+    except OSError:
+        pass  # a home folder that can't be written costs time, not the run
+    return vectors
