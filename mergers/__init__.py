@@ -3,21 +3,26 @@
 from mergers.adapters import adapter_from_state_dict, check_same_base, load_adapter, save_adapter
 from mergers.errors import SheetbendError
 from mergers.merger import MergedAdapter, Merger
-from mergers.methods import Mean, TaskArithmetic
+from mergers.methods import Mean, TaskArithmetic, Ties
 from mergers.models import apply_adapter, weight_updates
-from mergers.spaces import Full
+from mergers.spaces import Full, KnOTS
+from mergers.transforms import Dare, Star
 from mergers.updates import Adapter, DenseUpdate, LowRankUpdate, Update
 
 __all__ = [
     "Adapter",
+    "Dare",
     "DenseUpdate",
     "Full",
+    "KnOTS",
     "LowRankUpdate",
     "Mean",
     "MergedAdapter",
     "Merger",
     "SheetbendError",
+    "Star",
     "TaskArithmetic",
+    "Ties",
     "Update",
     "adapter_from_state_dict",
     "apply_adapter",

@@ -2,5 +2,6 @@
 
 from mergers.methods.mean import Mean
 from mergers.methods.task_arithmetic import TaskArithmetic
+from mergers.methods.ties import Ties
 
-__all__ = ["Mean", "TaskArithmetic"]
+__all__ = ["Mean", "TaskArithmetic", "Ties"]

@@ -1,5 +1,6 @@
 """Bases in which updates are merged; a class listed here is found by its name."""
 
 from mergers.spaces.full import Full
+from mergers.spaces.knots import KnOTS
 
-__all__ = ["Full"]
+__all__ = ["Full", "KnOTS"]

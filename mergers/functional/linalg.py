@@ -1,0 +1,102 @@
+"""Singular value decompositions of products that are never formed. float64 inside."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Factors = tuple[Tensor, Tensor]  # (out, r) and (r, in); the matrix is their product
+
+
+class SVD(NamedTuple):
+    """U diag(s) Vh, with orthonormal columns of U and rows of Vh.
+
+    Attributes:
+        U: (out, k).
+        s: (k,), descending.
+        Vh: (k, in).
+    """
+
+    U: Tensor
+    s: Tensor
+    Vh: Tensor
+
+
+class ConcatenatedSVD(NamedTuple):
+    """SVD of [delta_1 | ... | delta_T], with the right singular vectors still factored task by task.
+
+    Attributes:
+        U: (out, k) float64.
+        s: (k,) float64, descending.
+        V: One pair a task, (k, r_i) and (r_i, in) float64: their product is V_i, the task's columns of Vh.
+    """
+
+    U: Tensor
+    s: Tensor
+    V: list[Factors]
+
+
+def svd_of_product(B: Tensor, A: Tensor) -> SVD:
+    """Return the SVD of B @ A by QR of both factors and the SVD of an (r, r) matrix.
+
+    Args:
+        B: (out, r).
+        A: (r, in).
+
+    Returns:
+        k = min(r, out, in) triplets, float64.
+    """
+    left, left_triangle = torch.linalg.qr(B.double())
+    right, right_triangle = torch.linalg.qr(A.double().T)
+    U, s, Vh = torch.linalg.svd(left_triangle @ right_triangle.T, full_matrices=False)
+    return SVD(left @ U, s, Vh @ right.T)
+
+
+def svd_of_concatenation(tasks: Sequence[Factors]) -> ConcatenatedSVD:
+    """Return the SVD of [B_1 A_1 | ... | B_T A_T] by QR of [B_1 | ... | B_T] and of each A_i^T.
+
+    With [B_1 | ... | B_T] = Q R and A_i^T = Q_i R_i, the concatenation is Q M blockdiag(Q_i^T) with
+    M = [R_(1) R_1^T | ... | R_(T) R_T^T], of at most sum(r_i) rows and columns, where R_(i) are task i's
+    columns of R. The SVD of M therefore gives U, s and each V_i.
+
+    The sign of each singular vector is fixed: the entry of U largest in magnitude is positive. U then does not
+    depend on the order of the tasks, as far as the singular values differ.
+
+    Args:
+        tasks: B_i (out, r_i) and A_i (r_i, in), one pair a task.
+
+    Returns:
+        k = min(out, sum(min(r_i, in))) triplets.
+    """
+    Q, R = torch.linalg.qr(torch.cat([B for B, _ in tasks], dim=1).double())
+    blocks, rights = [], []
+    for R_task, (_, A) in zip(R.split([A.shape[0] for _, A in tasks], dim=1), tasks, strict=True):
+        right, triangle = torch.linalg.qr(A.double().T)
+        blocks.append(R_task @ triangle.T)
+        rights.append(right.T)
+    U, s, Vh = torch.linalg.svd(torch.cat(blocks, dim=1), full_matrices=False)
+    U = Q @ U
+    signs = _column_signs(U)
+    Vh = signs[:, None] * Vh
+    lefts = Vh.split([block.shape[1] for block in blocks], dim=1)
+    return ConcatenatedSVD(U * signs, s, list(zip(lefts, rights, strict=True)))
+
+
+def _column_signs(U: Tensor) -> Tensor:
+    """Return the sign of the largest entry in magnitude of each column, 1 for a column of zeros."""
+    if U.numel() == 0:
+        return U.new_ones(U.shape[1])
+    largest = U.gather(0, U.abs().argmax(dim=0, keepdim=True)).squeeze(0)
+    return torch.where(largest < 0, -1.0, 1.0).to(U.dtype)
+
+
+def numerical_rank(s: Tensor, cutoff: float, relative: bool = True) -> int:
+    """Return how many singular values exceed ``cutoff``, times the largest if ``relative``.
+
+    >>> numerical_rank(torch.tensor([10.0, 1.0, 1e-5]), cutoff=1e-5)
+    2
+    """
+    if s.numel() == 0:
+        return 0
+    return int((s > (cutoff * s.max() if relative else cutoff)).sum())

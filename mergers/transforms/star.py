@@ -1,0 +1,41 @@
+"""Spectral truncation."""
+
+from dataclasses import dataclass
+
+from mergers.errors import SheetbendError
+from mergers.functional.linalg import svd_of_product
+from mergers.functional.spectral import truncate_and_rescale
+from mergers.transforms.base import Transform
+from mergers.updates import DenseUpdate, LowRankUpdate, Update
+
+
+@dataclass(frozen=True)
+class Star(Transform):
+    """STAR: keeps the largest singular values of each task's update and rescales them to the same nuclear norm.
+
+    Followed by `Mean`, this is the paper's STAR. It stays factored.
+
+    Paper: Lee et al., STAR: Spectral Truncation and Rescale for Model Merging, NAACL 2025 (arXiv 2502.10339).
+
+    Attributes:
+        eta: Percentage of the nuclear norm that the kept singular values hold at least, in (0, 100].
+    """
+
+    eta: float = 40.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eta <= 100:
+            raise SheetbendError(f"Star eta is {self.eta}; give a percentage in (0, 100]")
+
+    def transform(self, coordinates: Update, task: str, module: str) -> Update:
+        """Return the truncated update, low-rank; a vector has one singular value and stays as it is."""
+        if len(coordinates.shape) != 2:
+            return coordinates
+        if isinstance(coordinates, LowRankUpdate):
+            B, A = coordinates.factors()
+        else:
+            A = coordinates.dense()
+            B = A.new_ones(A.shape[0]).diag()
+        U, s, Vh = truncate_and_rescale(svd_of_product(B, A), self.eta)
+        truncated = LowRankUpdate(A=Vh.float(), B=(U * s).float())
+        return truncated if isinstance(coordinates, LowRankUpdate) else DenseUpdate(truncated.dense())
