@@ -147,20 +147,23 @@ def _refuse_foreign_config(config: Mapping[str, Any], label: str) -> None:
         raise SheetbendError(f"adapter {label}: peft_type is {peft_type!r}; only LORA adapters can be merged")
     if config.get("use_dora"):
         raise SheetbendError(
-            f"adapter {label}: use_dora is true, and DoRA also rescales the base weight; train it without DoRA"
+            f"adapter {label}: use_dora is true, and DoRA also rescales the base weight; "
+            "train it without DoRA"
         )
     for field in _FOREIGN_FIELDS:
         if config.get(field):
             raise SheetbendError(
-                f"adapter {label}: {field} is {config[field]!r}; only plain LoRA can be merged, train it without"
+                f"adapter {label}: {field} is {config[field]!r}; only plain LoRA can be merged, "
+                "train it without"
             )
     if config.get("bias", "none") != "none":
         raise SheetbendError(f"adapter {label}: bias is {config['bias']!r}; train it with bias 'none'")
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_FOREIGN_INITS):
         raise SheetbendError(
-            f"adapter {label}: init_lora_weights is {init!r}, which changes the base weights; convert it to plain "
-            "LoRA with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
+            f"adapter {label}: init_lora_weights is {init!r}, which changes the base weights; "
+            "convert it to plain LoRA with "
+            "PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
         )
 
 
@@ -185,15 +188,15 @@ def _low_rank_update(
     alpha = float(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
     if A.shape[0] != rank or B.shape[1] != rank:
         raise SheetbendError(
-            f"adapter {label}: module {module} has lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)}, but its "
-            f"config says rank {rank}; config and weights must come from one save"
+            f"adapter {label}: module {module} has lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)}, "
+            f"but its config says rank {rank}; config and weights must come from one save"
         )
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     return LowRankUpdate(A=A.detach().float(), B=B.detach().float(), scale=scale)
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """Return the value of the first pattern that ends ``module`` at a dot (a regular expression), as PEFT does."""
+    """Return the value of the first pattern that matches ``module`` or its end at a dot."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
@@ -216,8 +219,9 @@ def save_adapter(adapter: Adapter, path: str | Path, dtype: torch.dtype | None =
     dense = [module for module, update in adapter.items() if not isinstance(update, LowRankUpdate)]
     if dense:
         raise SheetbendError(
-            f"adapter {adapter.label}: {len(dense)} updates such as {dense[0]} are dense and no LoRA adapter holds "
-            "them exactly; merge in another space (knots), or apply the result to the base model and save that"
+            f"adapter {adapter.label}: {len(dense)} updates such as {dense[0]} are dense and no LoRA "
+            "adapter holds them exactly; merge in another space (knots), or apply the result "
+            "to the base model and save that"
         )
     dtype = dtype or _DTYPES.get(adapter.metadata.get("dtype", "float32"), torch.float32)
     tensors = {}
@@ -270,20 +274,25 @@ def check_same_base(adapters: Sequence[Adapter], same_base: bool = False) -> Non
 
     Args:
         adapters: One a task.
-        same_base: Accept base names that differ (the shapes must still agree). A missing name is always accepted.
+        same_base: Accept base names that differ; the shapes must still agree. A missing name is always
+            accepted.
 
     Raises:
         SheetbendError: They do not fit; the message names the first difference.
     """
     if not adapters:
         raise SheetbendError("no adapters to merge; give at least one")
+    for adapter in adapters:
+        if not adapter:
+            raise SheetbendError(f"adapter {adapter.label}: it has no modules; train it on at least one")
     first = adapters[0]
     named = next((adapter for adapter in adapters if adapter.base_model), None)
     for other in adapters[1:]:
         if not same_base and named and other.base_model and other.base_model != named.base_model:
             raise SheetbendError(
                 f"adapter {other.label}: its base model is {other.base_model!r}, but {named.label} has "
-                f"{named.base_model!r}; both must come from one base model (same_base accepts two names of one model)"
+                f"{named.base_model!r}; both must come from one base model "
+                "(same_base=True accepts two names of one model)"
             )
         for holder, lacker in ((first, other), (other, first)):
             missing = [module for module in holder if module not in lacker]
@@ -301,5 +310,6 @@ def check_same_base(adapters: Sequence[Adapter], same_base: bool = False) -> Non
                 )
         if first.metadata.get("fan_in_fan_out", False) != other.metadata.get("fan_in_fan_out", False):
             raise SheetbendError(
-                f"adapter {other.label}: fan_in_fan_out differs from {first.label}; both must come from one base model"
+                f"adapter {other.label}: fan_in_fan_out differs from {first.label}; "
+                "both must come from one base model"
             )

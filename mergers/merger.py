@@ -52,7 +52,8 @@ class Merger:
         space: Basis in which updates are merged: a Space, or its name with its defaults.
         method: What merges the coordinates of all tasks: a Method, or its name with its defaults.
         transforms: What changes each task's coordinates before, in this order.
-        coefficients: Weights of the tasks: one number for all, one a task in their order, or task name to number.
+        coefficients: Weights of the tasks: one number for all, one a task in their order, or a map from task name
+            to number.
     """
 
     space: Space | str = "full"
@@ -90,8 +91,8 @@ class Merger:
         if not self.low_rank:
             entrywise = [step for step in (*self.transforms, self.method) if step.entrywise]
             raise SheetbendError(
-                f"{type(entrywise[0]).__name__} in space {type(self.space).__name__} gives dense updates, which no LoRA "
-                "adapter holds exactly; merge in another space (knots), or apply the result to the base model"
+                f"{type(entrywise[0]).__name__} in space {type(self.space).__name__} gives dense updates, which no "
+                "LoRA adapter holds exactly; merge in another space (knots), or apply the result to the base model"
             )
 
     def task_coefficients(self, tasks: Sequence[str]) -> list[float]:
@@ -106,7 +107,8 @@ class Merger:
                 if name not in tasks:
                     close = did_you_mean(name, list(tasks))
                     raise SheetbendError(
-                        f"coefficients names the unknown task {name!r}; known tasks: {', '.join(tasks)}{close}"
+                        f"coefficients names the unknown task {name!r}; known tasks: "
+                        f"{', '.join(tasks)}{close}"
                     )
             missing = [task for task in tasks if task not in coefficients]
             if missing:
@@ -117,8 +119,8 @@ class Merger:
         if isinstance(coefficients, list | tuple):
             if len(coefficients) != len(tasks):
                 raise SheetbendError(
-                    f"coefficients has {len(coefficients)} numbers for {len(tasks)} tasks ({', '.join(tasks)}); "
-                    "give one number, or one a task"
+                    f"coefficients has {len(coefficients)} numbers for {len(tasks)} tasks "
+                    f"({', '.join(tasks)}); give one number, or one a task"
                 )
             return [float(coefficient) for coefficient in coefficients]
         return [float(coefficients)] * len(tasks)
@@ -142,8 +144,8 @@ class Merger:
         coefficients = self.task_coefficients(tasks)
         modules = list(adapters[0])
 
-        # Factored coordinates are about as large as the adapters, so all modules' are kept; what a method makes
-        # of them lives for one module at a time.
+        # Factored coordinates are about as large as the adapters, so all modules' are kept; what a method
+        # makes of them lives for one module at a time.
         encoded = map_modules(
             lambda name: self.space.encode([adapter[name] for adapter in adapters]), modules
         )

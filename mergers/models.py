@@ -17,8 +17,8 @@ _applied: "weakref.WeakKeyDictionary[nn.Module, str]" = weakref.WeakKeyDictionar
 def weight_updates(adapter: Adapter, model: nn.Module) -> dict[str, Tensor]:
     """Return what ``adapter`` adds to each parameter of ``model``: parameter name to float32 tensor.
 
-    The tensors lie as the parameters do (transposed for transformers' ``Conv1D``), on their devices. Modules are
-    found by their exact name; in a PEFT model, the weight below ``base_layer`` is meant.
+    The tensors lie as the parameters do (transposed for transformers' ``Conv1D``), on their devices.
+    Modules are found by their exact name; in a PEFT model, the weight below ``base_layer`` is meant.
 
     Raises:
         SheetbendError: A module is missing in the model or its weight has another shape.
@@ -51,7 +51,7 @@ def weight_updates(adapter: Adapter, model: nn.Module) -> dict[str, Tensor]:
 
 
 def _stored_transposed(module: nn.Module, metadata: dict[str, Any]) -> bool:
-    """Return whether ``module.weight`` is (in, out), by PEFT's rule: the known classes decide, then the config."""
+    """Return whether ``module.weight`` is (in, out), as PEFT decides: by known classes, then by config."""
     if isinstance(module, nn.Linear):
         return False
     return type(module).__name__ == "Conv1D" or bool(metadata.get("fan_in_fan_out", False))
@@ -66,8 +66,8 @@ def apply_adapter(adapter: Adapter, model: nn.Module) -> nn.Module:
     """
     if model in _applied:
         raise SheetbendError(
-            f"this {type(model).__name__} already carries adapter {_applied[model]!r}; load the base model again "
-            f"before applying {adapter.name!r}"
+            f"this {type(model).__name__} already carries adapter {_applied[model]!r}; "
+            f"load the base model again before applying {adapter.name!r}"
         )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, delta in weight_updates(adapter, model).items():

@@ -40,7 +40,8 @@ def disjoint_merge(values: Tensor, signs: Tensor, weights: Tensor, aggregate: Ag
         values: (T, ...), trimmed; a zero takes no part.
         signs: (...), elected.
         weights: (T,), multiply the values after the selection.
-        aggregate: "mean" over the tasks that take part, "sum", or "max": the weighted value largest in magnitude.
+        aggregate: "mean" over the tasks that take part, "sum", or "max": the weighted value largest in
+            magnitude.
 
     Returns:
         (...), zero where no task takes part.

@@ -57,11 +57,11 @@ def svd_of_concatenation(tasks: Sequence[Factors]) -> ConcatenatedSVD:
     """Return the SVD of [B_1 A_1 | ... | B_T A_T] by QR of [B_1 | ... | B_T] and of each A_i^T.
 
     With [B_1 | ... | B_T] = Q R and A_i^T = Q_i R_i, the concatenation is Q M blockdiag(Q_i^T) with
-    M = [R_(1) R_1^T | ... | R_(T) R_T^T], of at most sum(r_i) rows and columns, where R_(i) are task i's
-    columns of R. The SVD of M therefore gives U, s and each V_i.
+    M = [R_(1) R_1^T | ... | R_(T) R_T^T], of at most sum(r_i) rows and columns, where R_(i) are
+    task i's columns of R. The SVD of M therefore gives U, s and each V_i.
 
-    The sign of each singular vector is fixed: the entry of U largest in magnitude is positive. U then does not
-    depend on the order of the tasks, as far as the singular values differ.
+    The sign of each singular vector is fixed: the entry of U largest in magnitude is positive. U then does
+    not depend on the order of the tasks, as far as the singular values differ.
 
     Args:
         tasks: B_i (out, r_i) and A_i (r_i, in), one pair a task.

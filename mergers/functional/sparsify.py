@@ -1,17 +1,18 @@
 """Which entries are kept: magnitude thresholds and random masks."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-# A float32 without its sign bit orders like an integer: 15 high bits (exponent and 7 of the mantissa), 16 low.
+# A float32 without its sign bit orders like an integer: its 15 high bits (exponent
+# and 7 of the mantissa), then its 16 low ones.
 _LOW_BITS = 16
 _HIGH_BINS, _LOW_BINS = 1 << 15, 1 << 16
 
-#: Calls a function on the tensors of every module (one a task) and returns the results in order.
-EachModule = Callable[[Callable[[Sequence[Tensor]], Tensor]], list[Tensor]]
+#: Calls a function on the tensors of every module (one a task) and returns the results, lazily.
+EachModule = Callable[[Callable[[Sequence[Tensor]], Tensor]], Iterable[Tensor]]
 
 
 def threshold_rank(count: int, density: float) -> int:
@@ -38,8 +39,8 @@ def magnitude_threshold(values: Tensor, density: float) -> Tensor:
 def global_magnitude_thresholds(each_module: EachModule, density: float) -> Tensor:
     """Return one `magnitude_threshold` a task over the entries of all modules together, exactly.
 
-    Two passes over the modules count the high and then the low bits of the magnitudes, so that nothing larger than one
-    module is held.
+    Two passes over the modules count the high and then the low bits of the magnitudes, so that nothing
+    larger than one module is held.
 
     Args:
         each_module: Calls a function on each module's values: float32 tensors, one a task.
@@ -48,11 +49,11 @@ def global_magnitude_thresholds(each_module: EachModule, density: float) -> Tens
     Returns:
         (T,) float32.
     """
-    high = torch.stack(each_module(_high_counts)).sum(dim=0)  # (T, bins)
+    high = sum(each_module(_high_counts))  # (T, bins)
     counts = high.sum(dim=1).tolist()
     ranks = torch.tensor([threshold_rank(count, density) for count in counts], device=high.device)
     high_bin, rank_within = _bin_of_rank(high, ranks)
-    low = torch.stack(each_module(lambda values: _low_counts(values, high_bin))).sum(dim=0)
+    low = sum(each_module(lambda values: _low_counts(values, high_bin)))
     low_bin, _ = _bin_of_rank(low, rank_within)
     bits = (high_bin << _LOW_BITS) + low_bin
     bits = bits * (torch.tensor(counts, device=bits.device) > 0)

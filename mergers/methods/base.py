@@ -1,7 +1,7 @@
 """What a method is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -10,8 +10,9 @@ from mergers.updates import DenseUpdate, LowRankUpdate, Update
 
 Result = TypeVar("Result")
 
-#: Calls a function on the coordinates (one update a task) of every module, and returns the results in order.
-EachModule = Callable[[Callable[[Sequence[Update]], Result]], list[Result]]
+#: Calls a function on the coordinates (one update a task) of every module, and returns the results in order,
+#: lazily, so that a sum of them holds few at a time.
+EachModule = Callable[[Callable[[Sequence[Update]], Result]], Iterable[Result]]
 
 
 class Method(ABC):
@@ -24,7 +25,8 @@ class Method(ABC):
         """Look at all modules before the first is merged, and return what `merge` needs to know of them.
 
         Args:
-            each_module: May be called as often as needed; each call makes the coordinates anew, a module at a time.
+            each_module: May be called as often as needed; each call makes the coordinates anew, a module at a
+                time, and its results must be consumed before the next call.
         """
         return None
 

@@ -1,6 +1,6 @@
 """Trim, elect a sign, merge what agrees."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -16,8 +16,10 @@ from mergers.functional.consensus import (
     resolve_zero_signs,
 )
 from mergers.functional.sparsify import global_magnitude_thresholds, keep_large, magnitude_threshold
-from mergers.methods.base import EachModule, Method
+from mergers.methods.base import EachModule, Method, Result
 from mergers.updates import DenseUpdate, Update
+
+Trim = Literal["global", "local"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ class GlobalTrim:
 class Ties(Method):
     """TIES: trims small entries, elects a sign an entry, and merges the tasks that have it.
 
-    Of d entries, those not smaller in magnitude than the (d - floor(d * density))-th smallest are kept. Where the vote is
-    exactly zero, the sign of the total of the elected signs decides (over all modules for global trimming, over the
-    module for local). Coefficients multiply after the election.
+    Of d entries, those not smaller in magnitude than the (d - floor(d * density))-th smallest are kept.
+    Where the vote is exactly zero, the sign of the total of the elected signs decides: over all
+    modules for global trimming, over the module for local. Coefficients multiply after the election.
 
     Paper: Yadav et al., TIES-Merging, NeurIPS 2023 (arXiv 2306.01708).
 
@@ -53,20 +55,17 @@ class Ties(Method):
     entrywise: ClassVar[bool] = True
 
     density: float = 0.2
-    trim: Literal["global", "local"] = "global"
-    aggregate: Literal["mean", "sum", "max"] = "mean"
-    sign: Literal["values", "counts"] = "values"
+    trim: Trim = "global"
+    aggregate: Aggregate = "mean"
+    sign: Vote = "values"
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise SheetbendError(
-                f"Ties density is {self.density}; give the fraction of entries to keep, in (0, 1] (20 % is 0.2)"
+                f"Ties density is {self.density}; give the fraction of entries to keep, in (0, 1]: 0.2 is 20 %"
             )
-        for field, known in (
-            ("trim", ("global", "local")),
-            ("aggregate", get_args(Aggregate)),
-            ("sign", get_args(Vote)),
-        ):
+        for field, choices in (("trim", Trim), ("aggregate", Aggregate), ("sign", Vote)):
+            known = get_args(choices)
             if getattr(self, field) not in known:
                 raise SheetbendError(f"Ties {field} is {getattr(self, field)!r}; known: {', '.join(known)}")
 
@@ -75,12 +74,12 @@ class Ties(Method):
         if self.trim == "local":
             return None
 
-        def each_dense(function):
+        def each_dense(function: Callable[[list[Tensor]], Result]) -> Iterable[Result]:
             return each_module(lambda coordinates: function([update.dense() for update in coordinates]))
 
         thresholds = global_magnitude_thresholds(each_dense, self.density)
-        totals = each_dense(lambda values: elect_signs(_trimmed(values, thresholds), self.sign).sum())
-        return GlobalTrim(thresholds, float(torch.stack(totals).double().sum()))
+        totals = each_dense(lambda values: _total_sign(elect_signs(_trimmed(values, thresholds), self.sign)))
+        return GlobalTrim(thresholds, sum(totals))
 
     def merge(
         self, coordinates: Sequence[Update], coefficients: Sequence[float], survey: GlobalTrim | None
@@ -93,9 +92,14 @@ class Ties(Method):
             thresholds = survey.thresholds
         trimmed = _trimmed(values, thresholds)
         signs = elect_signs(trimmed, self.sign)
-        signs = resolve_zero_signs(signs, signs.sum() if survey is None else survey.total)
+        signs = resolve_zero_signs(signs, _total_sign(signs) if survey is None else survey.total)
         weights = torch.tensor(coefficients, dtype=trimmed.dtype, device=trimmed.device)
         return DenseUpdate(disjoint_merge(trimmed, signs, weights, self.aggregate))
+
+
+def _total_sign(signs: Tensor) -> float:
+    """Return the sum of elected signs, exact for any number of entries."""
+    return float(signs.sum(dtype=torch.float64))
 
 
 def _trimmed(values: Sequence[Tensor], thresholds: Tensor) -> Tensor:

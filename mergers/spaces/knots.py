@@ -14,18 +14,19 @@ from mergers.updates import DenseUpdate, LowRankUpdate, Update
 
 @dataclass(frozen=True)
 class KnOTS(Space):
-    """U of the SVD U diag(s) [V_1 | ... | V_T] of [delta_1 | ... | delta_T]: task i has coordinates diag(s) V_i.
+    """U of the SVD U diag(s) [V_1 | ... | V_T] of [delta_1 | ... | delta_T].
 
-    Merged coordinates C, (k, in), decode to U C: a low-rank update whatever the method does to their entries.
+    Task i has coordinates diag(s) V_i. Merged coordinates C, (k, in), decode to U C: a low-rank
+    update whatever the method does to their entries.
 
     Paper: Stoica et al., Model merging with SVD to tie the KnOTS, ICLR 2025 (arXiv 2410.19735).
 
     Attributes:
-        scale_by_singular_values: Coordinates are diag(s) V_i, as in the paper's code; else V_i, and diag(s) goes
-            with U. This changes what TIES trims.
+        scale_by_singular_values: Coordinates are diag(s) V_i, as in the paper's code; else V_i, and diag(s)
+            goes with U. This changes what TIES trims.
         cutoff: Singular values up to this do not count towards the rank k.
-        relative_cutoff: The cutoff is a fraction of the largest singular value of the module; else it is absolute
-            (the paper's code: 1e-5).
+        relative_cutoff: The cutoff is a fraction of the module's largest singular value; else it is
+            absolute (the paper's code: 1e-5).
     """
 
     scale_by_singular_values: bool = True
@@ -70,7 +71,7 @@ class KnOTS(Space):
 
 
 def _factors(update: Update) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the update as a product; a dense one times the identity, on its shorter side, and a vector as a column."""
+    """Return the update as a product: a dense one with the identity, a vector as a column."""
     if isinstance(update, LowRankUpdate):
         return update.factors()
     delta = update.dense()

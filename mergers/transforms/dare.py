@@ -14,8 +14,8 @@ from mergers.updates import DenseUpdate, Update
 class Dare(Transform):
     """DARE: drops entries at random and rescales the others by 1 / (1 - drop_rate).
 
-    Each (seed, task, module) has a random stream of its own, so that masks depend neither on the order of the tasks
-    nor on devices nor, in the full space, on what else is merged.
+    Each (seed, task, module) has a random stream of its own, so that masks depend neither on the order of the
+    tasks nor on devices nor, in the full space, on what else is merged.
 
     Paper: Yu et al., Language Models are Super Mario, ICML 2024 (arXiv 2311.03099).
 

@@ -11,7 +11,7 @@ from mergers.updates import DenseUpdate, LowRankUpdate, Update
 
 @dataclass(frozen=True)
 class Star(Transform):
-    """STAR: keeps the largest singular values of each task's update and rescales them to the same nuclear norm.
+    """STAR: keeps each task's largest singular values and rescales them to the same nuclear norm.
 
     Followed by `Mean`, this is the paper's STAR. It stays factored.
 
