@@ -1,7 +1,7 @@
 """From adapters to one adapter."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,8 @@ class Merger:
         space: Basis in which updates are merged: a Space, or its name with its defaults.
         method: What merges the coordinates of all tasks: a Method, or its name with its defaults.
         transforms: What changes each task's coordinates before, in this order.
-        coefficients: Weights of the tasks: one number for all, one a task in their order, or a map from task name
-            to number.
+        coefficients: Weights of the tasks: one number for all, one a task in their order, or a map
+            from task name to number.
     """
 
     space: Space | str = "full"
@@ -91,8 +91,9 @@ class Merger:
         if not self.low_rank:
             entrywise = [step for step in (*self.transforms, self.method) if step.entrywise]
             raise SheetbendError(
-                f"{type(entrywise[0]).__name__} in space {type(self.space).__name__} gives dense updates, which no "
-                "LoRA adapter holds exactly; merge in another space (knots), or apply the result to the base model"
+                f"{type(entrywise[0]).__name__} in space {type(self.space).__name__} gives dense "
+                "updates, which no LoRA adapter holds exactly; merge in another space (knots), or apply the result "
+                "to the base model"
             )
 
     def task_coefficients(self, tasks: Sequence[str]) -> list[float]:
@@ -159,7 +160,7 @@ class Merger:
                 transformed.append(update)
             return transformed
 
-        def each_module(function: Callable[[list[Update]], Any]) -> list[Any]:
+        def each_module(function: Callable[[list[Update]], Any]) -> Iterable[Any]:
             return map_modules(lambda item: function(coordinates(*item)), work)
 
         survey = self.method.survey(each_module)

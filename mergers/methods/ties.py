@@ -62,7 +62,7 @@ class Ties(Method):
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise SheetbendError(
-                f"Ties density is {self.density}; give the fraction of entries to keep, in (0, 1]: 0.2 is 20 %"
+                f"Ties density is {self.density}; give the fraction of entries to keep, in (0, 1]"
             )
         for field, choices in (("trim", Trim), ("aggregate", Aggregate), ("sign", Vote)):
             known = get_args(choices)
