@@ -34,7 +34,6 @@ _FOREIGN_FIELDS = (
     "arrow_config",
     "kasa_config",
     "monteclora_config",
-    "velora_config",
     "target_parameters",
     "trainable_token_indices",
     "modules_to_save",
@@ -45,9 +44,7 @@ _FOREIGN_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # What selects the adapted modules in PEFT; written back where all merged adapters agree on it.
 _SELECTION_FIELDS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)
-}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 
 
 def load_adapter(path: str | Path, name: str | None = None) -> Adapter:
@@ -67,9 +64,7 @@ def load_adapter(path: str | Path, name: str | None = None) -> Adapter:
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / file).is_file():
             problem = f"has no {file}" if path.is_dir() else "does not exist"
-            raise SheetbendError(
-                f"{path} is no PEFT adapter folder: it {problem}; give a folder that PEFT saved"
-            )
+            raise SheetbendError(f"{path} is no PEFT adapter folder: it {problem}; give a folder that PEFT saved")
     try:
         config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -147,14 +142,12 @@ def _refuse_foreign_config(config: Mapping[str, Any], label: str) -> None:
         raise SheetbendError(f"adapter {label}: peft_type is {peft_type!r}; only LORA adapters can be merged")
     if config.get("use_dora"):
         raise SheetbendError(
-            f"adapter {label}: use_dora is true, and DoRA also rescales the base weight; "
-            "train it without DoRA"
+            f"adapter {label}: use_dora is true, and DoRA also rescales the base weight; train it without DoRA"
         )
     for field in _FOREIGN_FIELDS:
         if config.get(field):
             raise SheetbendError(
-                f"adapter {label}: {field} is {config[field]!r}; only plain LoRA can be merged, "
-                "train it without"
+                f"adapter {label}: {field} is {config[field]!r}; only plain LoRA can be merged, train it without"
             )
     if config.get("bias", "none") != "none":
         raise SheetbendError(f"adapter {label}: bias is {config['bias']!r}; train it with bias 'none'")
@@ -167,9 +160,7 @@ def _refuse_foreign_config(config: Mapping[str, Any], label: str) -> None:
         )
 
 
-def _low_rank_update(
-    pair: Mapping[str, Tensor], module: str, config: Mapping[str, Any], label: str
-) -> LowRankUpdate:
+def _low_rank_update(pair: Mapping[str, Tensor], module: str, config: Mapping[str, Any], label: str) -> LowRankUpdate:
     """Return the update of one module, with PEFT's scale; check that config and tensors agree."""
     if len(pair) == 1:
         lacking = "B" if "A" in pair else "A"
@@ -177,9 +168,7 @@ def _low_rank_update(
     A, B = pair["A"], pair["B"]
     for factor, tensor in pair.items():
         if not tensor.is_floating_point():
-            raise SheetbendError(
-                f"adapter {label}: {module}.lora_{factor} is {tensor.dtype}; it must be floating"
-            )
+            raise SheetbendError(f"adapter {label}: {module}.lora_{factor} is {tensor.dtype}; it must be floating")
         if not torch.isfinite(tensor).all():
             raise SheetbendError(
                 f"adapter {label}: {module}.lora_{factor} holds NaN or infinity; train the adapter again"
@@ -310,6 +299,5 @@ def check_same_base(adapters: Sequence[Adapter], same_base: bool = False) -> Non
                 )
         if first.metadata.get("fan_in_fan_out", False) != other.metadata.get("fan_in_fan_out", False):
             raise SheetbendError(
-                f"adapter {other.label}: fan_in_fan_out differs from {first.label}; "
-                "both must come from one base model"
+                f"adapter {other.label}: fan_in_fan_out differs from {first.label}; both must come from one base model"
             )

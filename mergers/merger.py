@@ -67,6 +67,12 @@ class Merger:
         set_field(self, "method", resolve(self.method, "mergers.methods", Method))
         transforms = [resolve(transform, "mergers.transforms", Transform) for transform in self.transforms]
         set_field(self, "transforms", transforms)
+        for transform in transforms:
+            if transform.spectral and not self.space.keeps_singular_values:
+                raise SheetbendError(
+                    f"{transform} acts on singular values, which the coordinates in {self.space} do not have; "
+                    "use KnOTS(scale_by_singular_values=True), or the full space"
+                )
         coefficients = self.coefficients
         if isinstance(coefficients, dict):
             values = list(coefficients.values())
@@ -92,8 +98,8 @@ class Merger:
             entrywise = [step for step in (*self.transforms, self.method) if step.entrywise]
             raise SheetbendError(
                 f"{type(entrywise[0]).__name__} in space {type(self.space).__name__} gives dense "
-                "updates, which no LoRA adapter holds exactly; merge in another space (knots), or apply the result "
-                "to the base model"
+                "updates, which no LoRA adapter holds exactly; merge in another space (knots), or apply the "
+                "result to the base model"
             )
 
     def task_coefficients(self, tasks: Sequence[str]) -> list[float]:
@@ -108,14 +114,11 @@ class Merger:
                 if name not in tasks:
                     close = did_you_mean(name, list(tasks))
                     raise SheetbendError(
-                        f"coefficients names the unknown task {name!r}; known tasks: "
-                        f"{', '.join(tasks)}{close}"
+                        f"coefficients names the unknown task {name!r}; known tasks: {', '.join(tasks)}{close}"
                     )
             missing = [task for task in tasks if task not in coefficients]
             if missing:
-                raise SheetbendError(
-                    f"coefficients has no number for task {missing[0]!r}; give one for every task"
-                )
+                raise SheetbendError(f"coefficients has no number for task {missing[0]!r}; give one for every task")
             return [float(coefficients[task]) for task in tasks]
         if isinstance(coefficients, list | tuple):
             if len(coefficients) != len(tasks):
@@ -147,9 +150,7 @@ class Merger:
 
         # Factored coordinates are about as large as the adapters, so all modules' are kept; what a method
         # makes of them lives for one module at a time.
-        encoded = map_modules(
-            lambda name: self.space.encode([adapter[name] for adapter in adapters]), modules
-        )
+        encoded = map_modules(lambda name: self.space.encode([adapter[name] for adapter in adapters]), modules)
         work = list(zip(modules, encoded, strict=True))
 
         def coordinates(module: str, frame: Encoded) -> list[Update]:

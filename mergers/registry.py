@@ -14,9 +14,7 @@ def registered(package: str, base: type[T]) -> dict[str, type[T]]:
     """Return the concrete classes of ``package.__all__`` that derive from ``base``, by class name."""
     module = importlib.import_module(package)
     classes = {name: getattr(module, name) for name in module.__all__}
-    return {
-        name: cls for name, cls in classes.items() if issubclass(cls, base) and not inspect.isabstract(cls)
-    }
+    return {name: cls for name, cls in classes.items() if issubclass(cls, base) and not inspect.isabstract(cls)}
 
 
 def resolve(value: T | str, package: str, base: type[T]) -> T:
@@ -36,9 +34,7 @@ def resolve(value: T | str, package: str, base: type[T]) -> T:
     kind = base.__name__.lower()
     classes = registered(package, base)
     if not isinstance(value, str):
-        raise SheetbendError(
-            f"{kind} is {value!r}; give a {base.__name__} or one of the names {', '.join(classes)}"
-        )
+        raise SheetbendError(f"{kind} is {value!r}; give a {base.__name__} or one of the names {', '.join(classes)}")
     by_key = {_key(name): cls for name, cls in classes.items()}
     cls = by_key.get(_key(value))
     if cls is None:

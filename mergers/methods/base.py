@@ -48,16 +48,12 @@ class LinearMethod(Method):
     def weights(self, coefficients: Sequence[float]) -> list[float]:
         """Return the weight of each task."""
 
-    def merge(
-        self, coordinates: Sequence[Update], coefficients: Sequence[float], survey: Any = None
-    ) -> Update:
+    def merge(self, coordinates: Sequence[Update], coefficients: Sequence[float], survey: Any = None) -> Update:
         """Return the weighted sum, low-rank if all coordinates are."""
         weighted = [c.scaled(w) for c, w in zip(coordinates, self.weights(coefficients), strict=True)]
         if all(isinstance(update, LowRankUpdate) for update in weighted):
             factors = [update.factors() for update in weighted]
-            return LowRankUpdate(
-                A=torch.cat([A for _, A in factors]), B=torch.cat([B for B, _ in factors], dim=1)
-            )
+            return LowRankUpdate(A=torch.cat([A for _, A in factors]), B=torch.cat([B for B, _ in factors], dim=1))
         total = weighted[0].dense().clone()
         for update in weighted[1:]:
             total += update.dense()

@@ -61,9 +61,7 @@ class Ties(Method):
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
-            raise SheetbendError(
-                f"Ties density is {self.density}; give the fraction of entries to keep, in (0, 1]"
-            )
+            raise SheetbendError(f"Ties density is {self.density}; give the fraction of entries to keep, in (0, 1]")
         for field, choices in (("trim", Trim), ("aggregate", Aggregate), ("sign", Vote)):
             known = get_args(choices)
             if getattr(self, field) not in known:
@@ -81,9 +79,7 @@ class Ties(Method):
         totals = each_dense(lambda values: _total_sign(elect_signs(_trimmed(values, thresholds), self.sign)))
         return GlobalTrim(thresholds, sum(totals))
 
-    def merge(
-        self, coordinates: Sequence[Update], coefficients: Sequence[float], survey: GlobalTrim | None
-    ) -> Update:
+    def merge(self, coordinates: Sequence[Update], coefficients: Sequence[float], survey: GlobalTrim | None) -> Update:
         """Return the merged entries."""
         values = [update.dense() for update in coordinates]
         if survey is None:

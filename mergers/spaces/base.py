@@ -24,6 +24,11 @@ class Encoded:
 class Space(ABC):
     """A basis in which the updates of all tasks are written before they are merged."""
 
+    @property
+    def keeps_singular_values(self) -> bool:
+        """Whether a task's coordinates have the singular values of its update."""
+        return True
+
     @abstractmethod
     def encode(self, updates: Sequence[Update]) -> Encoded:
         """Write the updates of one module, one a task, in this space."""

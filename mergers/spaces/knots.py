@@ -34,12 +34,15 @@ class KnOTS(Space):
     relative_cutoff: bool = True
 
     def __post_init__(self) -> None:
-        if not (
-            math.isfinite(self.cutoff) and self.cutoff >= 0 and (self.cutoff < 1 or not self.relative_cutoff)
-        ):
+        if not (math.isfinite(self.cutoff) and self.cutoff >= 0 and (self.cutoff < 1 or not self.relative_cutoff)):
             raise SheetbendError(
                 f"KnOTS cutoff is {self.cutoff}; give a number from 0 on, below 1 if relative to the largest"
             )
+
+    @property
+    def keeps_singular_values(self) -> bool:
+        """Whether diag(s) is in the coordinates: those of V_i are mostly ones."""
+        return self.scale_by_singular_values
 
     def encode(self, updates: Sequence[Update]) -> Encoded:
         """Return the coordinates (k, in) of each task, factored where its update is."""

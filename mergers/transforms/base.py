@@ -12,6 +12,9 @@ class Transform(ABC):
     #: Whether it acts on entries, so that its result has no low rank.
     entrywise: ClassVar[bool] = False
 
+    #: Whether it acts on singular values, so that the coordinates must have those of the update.
+    spectral: ClassVar[bool] = False
+
     @abstractmethod
     def transform(self, coordinates: Update, task: str, module: str) -> Update:
         """Return the changed coordinates of one task in one module.

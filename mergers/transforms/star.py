@@ -1,6 +1,7 @@
 """Spectral truncation."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mergers.errors import SheetbendError
 from mergers.functional.linalg import svd_of_product
@@ -20,6 +21,8 @@ class Star(Transform):
     Attributes:
         eta: Percentage of the nuclear norm that the kept singular values hold at least, in (0, 100].
     """
+
+    spectral: ClassVar[bool] = True
 
     eta: float = 40.0
 
