@@ -1,7 +1,7 @@
 """The one exception that means: the user can fix this."""
 
 
-class SheetbendError(Exception):
+class SheetbendError(ValueError):
     """A fault the user can fix; its message is one line that names the thing, its value and the way out.
 
     The command line prints the message without a traceback and exits with status 2.

@@ -38,7 +38,9 @@ def resolve(value: T | str, package: str, base: type[T]) -> T:
     by_key = {_key(name): cls for name, cls in classes.items()}
     cls = by_key.get(_key(value))
     if cls is None:
-        close = did_you_mean(value, list(classes)) or did_you_mean(_key(value), list(by_key))
+        close = did_you_mean(_key(value), list(by_key))
+        for key, known in by_key.items():
+            close = close.replace(repr(key), repr(known.__name__))
         raise SheetbendError(f"unknown {kind} {value!r}; known {kind}s: {', '.join(classes)}{close}")
     required = [field.name for field in dataclasses.fields(cls) if not _has_default(field)]
     if required:

@@ -1,0 +1,309 @@
+"""Properties of merging, and what Merger refuses."""
+
+import pytest
+import torch
+from builders import SHAPES, random_adapter, random_adapters
+
+from mergers import (
+    Adapter,
+    Dare,
+    DenseUpdate,
+    Full,
+    KnOTS,
+    LowRankUpdate,
+    Mean,
+    Merger,
+    SheetbendError,
+    Star,
+    TaskArithmetic,
+    Ties,
+)
+
+SPACES = [Full(), KnOTS(), KnOTS(scale_by_singular_values=False)]
+MANY = [Mean(), TaskArithmetic(), Ties(), Ties(density=0.5, trim="local", aggregate="max"), Ties(sign="counts")]
+
+
+def assert_same(left, right, tolerance=2e-5):
+    assert list(left) == list(right)
+    for module in left:
+        torch.testing.assert_close(left[module], right[module], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+@pytest.mark.parametrize("method", [Mean(), TaskArithmetic(), Ties(density=1.0)], ids=str)
+def test_one_adapter_with_coefficient_1_is_itself(space, method):
+    [adapter] = random_adapters(1)
+    assert_same(Merger(space, method).merge([adapter]).dense(), adapter.dense())
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+@pytest.mark.parametrize("method", MANY, ids=str)
+def test_task_order_does_not_matter(space, method):
+    adapters = random_adapters(4)
+    coefficients = {adapter.name: 0.3 + index for index, adapter in enumerate(adapters)}
+    merger = Merger(space, method, [Dare(0.3)] if space == Full() else [], coefficients)
+    assert_same(merger.merge(adapters).dense(), merger.merge(adapters[::-1]).dense())
+
+
+@pytest.mark.parametrize("method", [Mean(), TaskArithmetic()], ids=str)
+@pytest.mark.parametrize("space", SPACES[1:], ids=str)
+def test_linear_methods_agree_in_all_spaces(space, method):
+    adapters = random_adapters(3)
+    coefficients = [0.2, -0.5, 1.5]
+    full = Merger("full", method, coefficients=coefficients).merge(adapters)
+    assert_same(Merger(space, method, coefficients=coefficients).merge(adapters).dense(), full.dense())
+
+
+@pytest.mark.parametrize("eta", [20, 40, 90, 100])
+def test_star_then_mean_is_the_same_in_knots_space(eta):
+    """The columns of U are orthonormal, so coordinates have the singular values of the update itself."""
+    adapters = random_adapters(3, ranks=3)
+    transforms = [Star(eta)]
+    full = Merger("full", "mean", transforms).merge(adapters)
+    knots = Merger("knots", "mean", transforms).merge(adapters)
+    assert_same(full.dense(), knots.dense())
+    if eta == 20:
+        assert all(update.rank == 3 for update in full.values()), "one direction a task"
+
+
+def test_coefficients_apply_after_the_election():
+    adapters = random_adapters(2)
+    uniform = Merger("full", Ties(density=1.0, aggregate="sum")).merge(adapters).dense()
+    weighted = Merger("full", Ties(density=1.0, aggregate="sum"), coefficients=[1.0, 0.0]).merge(adapters).dense()
+    first = adapters[0].dense()
+    for module, values in weighted.items():
+        agrees = first[module].sign() == uniform[module].sign()
+        torch.testing.assert_close(values, torch.where(agrees, first[module], 0.0))
+
+
+def test_zero_sum_takes_the_sign_of_the_total():
+    def adapter(name, *rows):
+        return Adapter({f"m{i}": DenseUpdate(torch.tensor([row])) for i, row in enumerate(rows)}, name)
+
+    # m0: sums to zero in its first entry, total negative there, positive over both modules
+    pair = [adapter("a", [2.0, -1.0], [3.0, 3.0]), adapter("b", [-2.0, -1.0], [3.0, 3.0])]
+    everywhere = Merger("full", Ties(density=1.0, trim="global")).merge(pair).dense()
+    by_module = Merger("full", Ties(density=1.0, trim="local")).merge(pair).dense()
+    assert everywhere["m0"].tolist() == [[2.0, -1.0]]
+    assert by_module["m0"].tolist() == [[-2.0, -1.0]]
+
+
+def test_dare_masks_depend_on_seed_task_and_module_only():
+    adapters = random_adapters(3)
+    merger = Merger("full", "task_arithmetic", [Dare(0.5, seed=7)])
+    alone = [merger.merge([adapter]).dense() for adapter in adapters]
+    together = merger.merge(adapters).dense()
+    assert_same(together, {module: sum(each[module] for each in alone) for module in together})
+    other_seed = Merger("full", "task_arithmetic", [Dare(0.5, seed=8)]).merge(adapters).dense()
+    assert any(not torch.equal(together[module], other_seed[module]) for module in together)
+    # Same factors, other names: other masks
+    twin = Adapter(adapters[0], "twin")
+    assert any(not torch.equal(alone[0][m], dense) for m, dense in merger.merge([twin]).dense().items())
+    module = "layers.0.q"
+    renamed = merger.merge([Adapter({"other": adapters[0][module]}, adapters[0].name)]).dense()["other"]
+    assert not torch.equal(renamed, alone[0][module])
+
+
+def test_dare_keeps_the_expected_share_and_rescales():
+    values = torch.ones(200, 200)
+    adapter = Adapter({"m": DenseUpdate(values)}, "t")
+    merged = Merger("full", "mean", [Dare(0.75)]).merge([adapter]).dense()["m"]
+    assert set(merged.unique().tolist()) == {0.0, 4.0}
+    assert merged.mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("space", ["full", "knots"])
+def test_bytes_do_not_depend_on_the_number_of_threads(space):
+    shapes = {f"layers.{index}": (96, 80) for index in range(6)}
+    adapters = random_adapters(3, shapes, ranks=8)
+    merger = Merger(space, Ties(density=0.3))
+    before = torch.get_num_threads()
+    hashes = set()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            hashes.add(merger.merge(adapters).content_hash())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(hashes) == 1
+
+
+def test_what_stays_factored():
+    adapters = random_adapters(3)
+    for merger, low_rank in [
+        (Merger("full", "mean"), True),
+        (Merger("full", "task_arithmetic", ["star"]), True),
+        (Merger("full", "ties"), False),
+        (Merger("full", "mean", [Dare(0.1)]), False),
+        (Merger("knots", "ties", [Dare(0.1)]), True),
+    ]:
+        merged = merger.merge(adapters)
+        assert merger.low_rank is low_rank
+        assert all(isinstance(update, LowRankUpdate if low_rank else DenseUpdate) for update in merged.values())
+        if low_rank:
+            assert all(update.rank <= 6 for update in merged.values())
+
+
+def test_knots_result_has_the_rank_of_the_span():
+    """Two adapters with one B: the joint update has rank 2, not 4."""
+    first, second = random_adapters(2)
+    second = Adapter({m: LowRankUpdate(A=u.A, B=first[m].B) for m, u in second.items()}, "second")
+    merged = Merger("knots", Ties(density=0.5)).merge([first, second])
+    assert {update.rank for update in merged.values()} == {2}
+
+
+def test_dense_updates_and_vectors_go_through_both_spaces():
+    generator = torch.Generator().manual_seed(0)
+    adapters = [
+        Adapter(
+            {
+                "wide": DenseUpdate(torch.randn(4, 9, generator=generator)),
+                "tall": DenseUpdate(torch.randn(9, 4, generator=generator)),
+                "bias": DenseUpdate(torch.randn(5, generator=generator)),
+            },
+            name,
+        )
+        for name in "abc"
+    ]
+    expected = {m: sum(adapter[m].delta for adapter in adapters) / 3 for m in adapters[0]}
+    for space in ("full", "knots"):
+        assert_same(Merger(space, "mean").merge(adapters).dense(), expected)
+        starred = Merger(space, "mean", [Star(100)]).merge(adapters).dense()
+        assert_same(starred, expected)
+
+
+def test_updates_of_zeros_merge_to_zeros():
+    adapters = [Adapter({"m": LowRankUpdate(A=torch.randn(2, 4), B=torch.zeros(3, 2))}, name) for name in "ab"]
+    for space in ("full", "knots"):
+        for method in (Mean(), Ties(), Ties(trim="local", aggregate="max")):
+            merged = Merger(space, method, [Star()]).merge(adapters).dense()["m"]
+            assert torch.equal(merged, torch.zeros(3, 4))
+
+
+def test_gradients_are_not_recorded():
+    adapter = Adapter(
+        {"m": LowRankUpdate(A=torch.randn(2, 4, requires_grad=True), B=torch.randn(3, 2, requires_grad=True))}, "a"
+    )
+    for space in ("full", "knots"):
+        assert not Merger(space, "mean").merge([adapter]).dense()["m"].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [("ties", Ties), ("Ties", Ties), ("task_arithmetic", TaskArithmetic), ("Task-Arithmetic", TaskArithmetic)],
+)
+def test_methods_by_name(name, cls):
+    assert Merger(method=name).method == cls()
+
+
+def test_spaces_and_transforms_by_name():
+    merger = Merger(space="KNOTS", transforms=["star"])
+    assert merger.space == KnOTS()
+    assert merger.transforms == [Star()]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Merger(method="tise"), ["unknown method 'tise'", "Mean, TaskArithmetic, Ties", "did you mean 'Ties'"]),
+        (lambda: Merger(space="knot"), ["unknown space 'knot'", "Full, KnOTS", "did you mean 'KnOTS'"]),
+        (lambda: Merger(transforms=["dare"]), ["'dare' needs drop_rate", "mergers.Dare"]),
+        (lambda: Merger(method=3), ["method is 3", "Ties"]),
+        (lambda: Merger(coefficients=float("nan")), ["coefficients", "nan"]),
+        (lambda: Merger(coefficients="0.3"), ["coefficients", "'0.3'"]),
+        (lambda: Ties(density=0), ["density is 0", "(0, 1]"]),
+        (lambda: Ties(density=20), ["density is 20", "(0, 1]"]),
+        (lambda: Ties(density=float("nan")), ["density is nan"]),
+        (lambda: Ties(trim="locally"), ["trim is 'locally'", "global, local"]),
+        (lambda: Ties(aggregate="median"), ["aggregate is 'median'", "mean, sum, max"]),
+        (lambda: Ties(sign="majority"), ["sign is 'majority'", "values, counts"]),
+        (lambda: Dare(1.0), ["drop_rate is 1.0", "[0, 1)"]),
+        (lambda: Star(0), ["eta is 0", "(0, 100]"]),
+        (lambda: KnOTS(cutoff=-1.0), ["cutoff is -1.0"]),
+        (lambda: KnOTS(cutoff=1.0), ["cutoff is 1.0", "below 1"]),
+        (
+            lambda: Merger(KnOTS(scale_by_singular_values=False), transforms=[Star()]),
+            ["Star(eta=40.0)", "singular values", "scale_by_singular_values=True"],
+        ),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(make, words):
+    with pytest.raises(SheetbendError) as caught:
+        make()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "words"),
+    [
+        ([0.1, 0.2], ["2 numbers for 3 tasks", "task_0, task_1, task_2"]),
+        ({"task_0": 1.0, "task_1": 1.0}, ["no number for task 'task_2'"]),
+        ({"task_0": 1.0, "task_1": 1.0, "tsak_2": 1.0}, ["unknown task 'tsak_2'", "did you mean 'task_2'"]),
+    ],
+)
+def test_coefficients_must_fit_the_tasks(coefficients, words):
+    with pytest.raises(SheetbendError) as caught:
+        Merger(coefficients=coefficients).merge(random_adapters(3))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def other(**changes):
+    options = {"shapes": SHAPES, "ranks": 2, "seed": 9, "base_model": "base", **changes}
+    return random_adapter("svhn", **options)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "words"),
+    [
+        ([], ["no adapters"]),
+        ([Adapter({}, "empty")], ["adapter empty", "no modules"]),
+        ([*random_adapters(1), *random_adapters(1)], ["two adapters are named 'task_0'"]),
+        (
+            [*random_adapters(1, path="runs/mnist"), other(base_model="other", path="runs/svhn")],
+            ["adapter runs/svhn", "'other'", "runs/mnist", "'base'", "same_base"],
+        ),
+        (
+            [*random_adapters(1), other(shapes={**SHAPES, "layers.0.q": (6, 9)})],
+            ["adapter svhn: module layers.0.q is (6, 9), but task_0 has (6, 5)", "one base model"],
+        ),
+        (
+            [*random_adapters(1), other(shapes={"layers.0.q": (6, 5)})],
+            ["adapter svhn: has no module layers.0.v and 1 more", "task_0"],
+        ),
+        (
+            [*random_adapters(1), other(shapes={**SHAPES, "head": (6, 5)})],
+            ["adapter task_0: has no module head, but svhn has"],
+        ),
+        ([*random_adapters(1), other(fan_in_fan_out=True)], ["adapter svhn: fan_in_fan_out"]),
+    ],
+)
+def test_adapters_that_do_not_fit_are_refused_in_one_line(adapters, words):
+    with pytest.raises(SheetbendError) as caught:
+        Merger().merge(adapters)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_base_names_may_be_missing_or_declared_the_same():
+    adapters = [*random_adapters(1), other(base_model=None), random_adapter("c", SHAPES, 2, base_model="copy")]
+    assert Merger().merge(adapters[:2]).base_model == "base"
+    with pytest.raises(SheetbendError, match="'copy'"):
+        Merger().merge(adapters)
+    assert Merger().merge(adapters, same_base=True).base_model == "base"
+
+
+def test_a_dense_result_is_refused_before_the_work_and_when_saved(tmp_path):
+    merger = Merger("full", "ties")
+    with pytest.raises(SheetbendError, match=r"Ties in space Full gives dense.*knots"):
+        merger.require_low_rank()
+    Merger("knots", "ties", [Dare(0.5)]).require_low_rank()
+    with pytest.raises(SheetbendError, match=r"dense.*knots"):
+        merger.merge(random_adapters(2)).save(tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
