@@ -1,0 +1,1 @@
+"""Trains the small CLIP that the quickstart starts from: a tool of this repository, not installed."""
