@@ -65,6 +65,8 @@ class Merger:
         set_field = object.__setattr__  # the dataclass is frozen
         set_field(self, "space", resolve(self.space, "mergers.spaces", Space))
         set_field(self, "method", resolve(self.method, "mergers.methods", Method))
+        if not isinstance(self.transforms, list | tuple):
+            raise SheetbendError(f"transforms is {self.transforms!r}; give a list, such as [{self.transforms!r}]")
         transforms = [resolve(transform, "mergers.transforms", Transform) for transform in self.transforms]
         set_field(self, "transforms", transforms)
         for transform in transforms:

@@ -30,10 +30,8 @@ def threshold_rank(count: int, density: float) -> int:
 
 def magnitude_threshold(values: Tensor, density: float) -> Tensor:
     """Return the smallest magnitude kept among all entries of ``values``: float32, 0 where there are none."""
-    if values.numel() == 0:
-        return values.new_zeros((), dtype=torch.float32)
-    magnitudes = values.detach().float().abs().flatten()
-    return magnitudes.kthvalue(threshold_rank(magnitudes.numel(), density)).values
+    # Not kthvalue, which is not deterministic on CUDA.
+    return global_magnitude_thresholds(lambda function: [function([values])], density)[0]
 
 
 def global_magnitude_thresholds(each_module: EachModule, density: float) -> Tensor:

@@ -209,6 +209,7 @@ def test_spaces_and_transforms_by_name():
         (lambda: Merger(method="tise"), ["unknown method 'tise'", "Mean, TaskArithmetic, Ties", "did you mean 'Ties'"]),
         (lambda: Merger(space="knot"), ["unknown space 'knot'", "Full, KnOTS", "did you mean 'KnOTS'"]),
         (lambda: Merger(transforms=["dare"]), ["'dare' needs drop_rate", "mergers.Dare"]),
+        (lambda: Merger(transforms="star"), ["transforms is 'star'", "list"]),
         (lambda: Merger(method=3), ["method is 3", "Ties"]),
         (lambda: Merger(coefficients=float("nan")), ["coefficients", "nan"]),
         (lambda: Merger(coefficients="0.3"), ["coefficients", "'0.3'"]),
