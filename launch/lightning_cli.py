@@ -11,12 +11,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import callbacks
-import datamodules  # noqa: F401  its classes are found by name once it is imported
+import datamodules
 from callbacks.progress import progress_bar
 from launch import cli
-from launch.errors import one_line
+from launch.errors import one_line, option_names
 from launch.runs import CHECKPOINT, Interruption, SaveConfig, clear, resume_point
-from lightning_modules import LoRATasks
+from lightning_modules import LoRA, LoRATasks
+from mergers import Merger, SheetbendError
+from mergers.methods.base import Method
+from mergers.spaces.base import Space
+from mergers.transforms.base import Transform
 
 DESCRIPTION = "Fine-tune LoRA adapters, merge them into one model, and see what merging kept."
 
@@ -29,12 +33,22 @@ TRAINER_DEFAULTS = {
 }
 
 
+# Where the name of a misspelled option is looked for.
+KNOWN_OPTIONS = {"seed_everything", "model", "data", "trainer", "test_after_fit", "overwrite"} | option_names(
+    [Trainer, LoRATasks, LoRA, datamodules.TaskDataModule, callbacks.MergeCallback, Merger, Space, Method, Transform]
+)
+
+
 class Parser(LightningArgumentParser):
     """A parser whose errors are one line that names the thing and the way out."""
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        # An option is spelled out on the command line, as it is in YAML.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with status 2."""
-        cli.fail(one_line(message))
+        cli.fail(one_line(message, KNOWN_OPTIONS))
 
 
 class SheetbendCLI(LightningCLI):
@@ -82,6 +96,15 @@ class SheetbendCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Parse ``args``, not ``sys.argv``."""
         self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; what a class says against its arguments becomes one line."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if "Does not validate against" not in str(error):
+                raise
+            raise SheetbendError(one_line(str(error))) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has, each unless the configuration brings its own."""

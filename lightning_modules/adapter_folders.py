@@ -74,9 +74,7 @@ def install_adapters(backbone: nn.Module, folders: dict[str, Path], base_name: s
     return model
 
 
-def write_adapter(
-    model: PeftModel, task: str, folder: Path, head: dict[str, Tensor], metrics: dict[str, Any]
-) -> None:
+def write_adapter(model: PeftModel, task: str, folder: Path, head: dict[str, Tensor], metrics: dict[str, Any]) -> None:
     """Write one task's adapter as it stands: a PEFT folder, with its head and its metrics beside it.
 
     `PeftModel.from_pretrained(base, folder)` loads it. The folder appears whole or not at all.
@@ -85,7 +83,10 @@ def write_adapter(
     config = LoraConfig(**{**model.peft_config[task].to_dict(), "inference_mode": True})
     config.target_modules = sorted(config.target_modules)
     with atomic_folder(folder) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / "adapter_model.safetensors")
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in state.items()},
+            temporary / "adapter_model.safetensors",
+        )
         config.save_pretrained(temporary)
         if head:
             save_file({k: v.detach().cpu().contiguous() for k, v in head.items()}, temporary / HEAD_FILE)

@@ -1,10 +1,13 @@
 """Where a base model comes from: a local folder, one that ships with Sheetbend, or the hub."""
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging as transformers_logging
 
 from mergers import SheetbendError
 
@@ -51,7 +54,8 @@ def load_pretrained(loader: Callable[..., Any], name: str, **options: Any) -> An
     """Call ``loader`` (some ``from_pretrained``) for ``name``; say in one line what is missing when it fails."""
     source = locate(name)
     try:
-        return loader(source, **options)
+        with _quiet():
+            return loader(source, **options)
     except OSError as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         first_line = str(error).strip().splitlines()[0]
@@ -59,6 +63,20 @@ def load_pretrained(loader: Callable[..., Any], name: str, **options: Any) -> An
             f"backbone {name!r} could not be loaded{offline}: {first_line}; give a model folder, or download it first "
             f"with `hf download {name}`"
         ) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from listing the half of a checkpoint that a tower leaves out."""
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()
 
 
 def content_key(name: str, revision: str | None) -> str:

@@ -74,7 +74,10 @@ class LoRATasks(LightningModule, ABC):
         seed: int | None = None,
     ):
         super().__init__()
-        for name, value in (("learning_rate", learning_rate), ("patience", 1 if patience is None else patience)):
+        for name, value in (
+            ("learning_rate", learning_rate),
+            ("patience", 1 if patience is None else patience),
+        ):
             if value <= 0:
                 raise SheetbendError(f"{name} is {value}; give a number above zero")
         self.backbone_name = backbone
@@ -97,6 +100,7 @@ class LoRATasks(LightningModule, ABC):
         self.variants: dict[str, Variant] = {FINETUNED: finetuned()}
         self.evaluator: Evaluator | None = None
         self._scores: list[Score] = []
+        self._stepping: str | None = None
 
     # What a subclass says of its backbone, heads and loss.
 
@@ -194,8 +198,15 @@ class LoRATasks(LightningModule, ABC):
         with self._own_random_stream(batch.task):
             loss = self.loss(self(batch.inputs), batch.labels, batch.task)
         self.progress[batch.task].batches += 1
+        self._stepping = batch.task
         self.log(f"train_loss/{batch.task}", loss, batch_size=len(batch.labels))
         return loss
+
+    def on_before_optimizer_step(self, optimizer: AdamW) -> None:
+        """Count the step for the task whose gradients it uses; empty turns have none."""
+        if self._stepping is not None:
+            self.progress[self._stepping].steps += 1
+            self._stepping = None
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return one AdamW with a parameter group a task, and a schedule that counts each task's own steps."""
@@ -214,13 +225,16 @@ class LoRATasks(LightningModule, ABC):
         optimizer = AdamW(groups, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay)
 
         def factor(name: str, _: int) -> float:
-            step = -(-self.progress[name].batches // accumulate)
-            return warmup_cosine(step, totals[name], self.warmup_steps)
+            return warmup_cosine(self.progress[name].steps, totals[name], self.warmup_steps)
 
         factors = [_bind(factor, name) for name in self.task_names]
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step", "name": "learning_rate"},
+            "lr_scheduler": {
+                "scheduler": LambdaLR(optimizer, factors),
+                "interval": "step",
+                "name": "learning_rate",
+            },
         }
 
     @property

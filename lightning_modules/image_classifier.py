@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    CLIPImageProcessor,
+    BaseImageProcessor,
     CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
 )
@@ -78,10 +78,13 @@ class ImageClassifier(LoRATasks):
         """Load the vision tower and its projection; read the mean, deviation and size that its images need."""
         config = load_pretrained(AutoConfig.from_pretrained, self.backbone_name)
         self._model_key = content_key(self.backbone_name, getattr(config, "_commit_hash", None))
-        processor = load_pretrained(CLIPImageProcessor.from_pretrained, self.backbone_name)
-        self.register_buffer("pixel_mean", _per_channel(processor.image_mean), persistent=False)
-        self.register_buffer("pixel_std", _per_channel(processor.image_std), persistent=False)
-        return load_pretrained(CLIPVisionModelWithProjection.from_pretrained, self.backbone_name, attn_implementation="sdpa")
+        # Its numbers only: the processor itself works on pictures one by one, on the CPU.
+        processor, _ = load_pretrained(BaseImageProcessor.get_image_processor_dict, self.backbone_name)
+        self.register_buffer("pixel_mean", _per_channel(processor["image_mean"]), persistent=False)
+        self.register_buffer("pixel_std", _per_channel(processor["image_std"]), persistent=False)
+        return load_pretrained(
+            CLIPVisionModelWithProjection.from_pretrained, self.backbone_name, attn_implementation="sdpa"
+        )
 
     def build_heads(self, tasks: Sequence[Any]) -> None:
         """Make the class vectors of each task, and of the joint label space."""

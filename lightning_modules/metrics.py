@@ -22,7 +22,10 @@ class Evaluator:
     """
 
     def __init__(
-        self, class_counts: dict[str, int], joint_columns: dict[str, Sequence[int]] | None = None, joint_count: int = 0
+        self,
+        class_counts: dict[str, int],
+        joint_columns: dict[str, Sequence[int]] | None = None,
+        joint_count: int = 0,
     ):
         self.class_counts = class_counts
         self.joint_columns = joint_columns

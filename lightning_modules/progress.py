@@ -10,6 +10,7 @@ class TaskProgress:
 
     Attributes:
         batches: training batches seen.
+        steps: optimiser steps taken.
         best: best validation accuracy so far, a fraction; -1 before the first validation.
         best_batches: training batches seen when the best was measured.
         waited: validations since the best one.
@@ -17,6 +18,7 @@ class TaskProgress:
     """
 
     batches: int = 0
+    steps: int = 0
     best: float = -1.0
     best_batches: int = 0
     waited: int = 0

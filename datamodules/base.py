@@ -1,0 +1,178 @@
+"""One implementation of splits, loaders and checks for every dataset."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Collection
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from datamodules.tasks import Split, Task, fingerprint
+from datamodules.turns import BatchDataset, EvalSampler, TaskOrder, TurnSampler
+from mergers.errors import SheetbendError, did_you_mean
+
+SPLITS = ("train", "val", "test")
+
+
+class TaskDataModule(LightningDataModule):
+    """Several tasks whose training batches come in turn; one validation and one test loader a task.
+
+    The order of a task's training examples depends on (seed, task) alone: training tasks together shows each of them
+    the batches that training it alone would.
+
+    A subclass declares its tasks in `known_tasks` and loads one in `load`.
+
+    Args:
+        tasks: names of the tasks, in the order of tables and turns.
+        batch_size: examples in a training batch.
+        eval_batch_size: examples in a validation or test batch; results do not depend on it.
+        batches_per_epoch: training batches of each task in an epoch (one number, or a map from task name to number);
+            passes over the examples follow each other without regard to epochs. None: one pass an epoch.
+        num_workers: processes that load batches; 0 loads them in the main process.
+        seed: of the order of training examples; none takes the one given to ``seed_everything``, else 0. Splits do
+            not depend on it.
+    """
+
+    def __init__(
+        self,
+        tasks: list[str],
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        batches_per_epoch: int | dict[str, int] | None = None,
+        num_workers: int = 0,
+        seed: int | None = None,
+    ):
+        super().__init__()
+        known = self.known_tasks()
+        if not tasks:
+            raise SheetbendError(f"data.tasks is empty; name some of {', '.join(known)}")
+        for name in tasks:
+            if name not in known:
+                raise SheetbendError(
+                    f"unknown task {name!r}; known tasks: {', '.join(known)}{did_you_mean(name, list(known))}"
+                )
+            if tasks.count(name) > 1:
+                raise SheetbendError(f"task {name!r} is named twice in data.tasks; name it once")
+        self.tasks: tuple[Task, ...] = tuple(known[name] for name in tasks)
+        counts = batches_per_epoch.values() if isinstance(batches_per_epoch, dict) else [batches_per_epoch or 1]
+        for name, value in [
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+            *[("batches_per_epoch", count) for count in counts],
+        ]:
+            if value < 1:
+                raise SheetbendError(f"data.{name} is {value}; give a number of at least 1")
+        if isinstance(batches_per_epoch, dict) and set(batches_per_epoch) != set(tasks):
+            odd = ", ".join(sorted(set(batches_per_epoch) ^ set(tasks)))
+            raise SheetbendError(f"data.batches_per_epoch and data.tasks differ in {odd}; name the same tasks in both")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        self._given_batches = batches_per_epoch
+        self._splits: dict[str, dict[str, Split]] = {}
+        self._fingerprints: dict[str, dict[str, str]] = {}
+        for task in self.tasks:
+            self.check(task.name)
+
+    @classmethod
+    @abstractmethod
+    def known_tasks(cls) -> dict[str, Task]:
+        """Return all tasks that can be named, by name; reads no data."""
+
+    @abstractmethod
+    def load(self, task: str) -> dict[str, Split]:
+        """Return the splits ``train``, ``val`` and ``test`` of one task."""
+
+    def check(self, task: str) -> None:
+        """Raise `SheetbendError` if what ``task`` is read from is not installed; reads no data."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load every task once, and check that no example is in two splits of its task."""
+        if self.trainer is not None and self.trainer.world_size > 1:
+            raise SheetbendError(
+                f"trainer.devices makes {self.trainer.world_size} processes; tasks take turns on one device, give 1"
+            )
+        for task in self.tasks:
+            if task.name not in self._splits:
+                splits = self.load(task.name)
+                refuse_overlap(task.name, splits)
+                self._fingerprints[task.name] = {name: fingerprint(splits[name]) for name in SPLITS}
+                self._splits[task.name] = splits
+
+    def batches_per_epoch(self, task: str) -> int:
+        """Return the training batches of ``task`` in one epoch; after `setup`."""
+        if isinstance(self._given_batches, dict):
+            return self._given_batches[task]
+        return self._given_batches or -(-len(self._splits[task]["train"]) // self.batch_size)
+
+    def fingerprints(self) -> dict[str, dict[str, str]]:
+        """Return a hash of every split, {task: {split: 64 hexadecimal digits}}; after `setup`."""
+        return {task: dict(splits) for task, splits in self._fingerprints.items()}
+
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Return the number of examples, {task: {split: n}}; after `setup`."""
+        return {task: {name: len(splits[name]) for name in SPLITS} for task, splits in self._splits.items()}
+
+    def split(self, task: str, name: str) -> Split:
+        """Return one split of one task; after `setup`."""
+        return self._splits[task][name]
+
+    def train_dataloader(self) -> DataLoader:
+        """Return one loader of `TaskBatch`, tasks in turn."""
+        names = [task.name for task in self.tasks]
+        splits = {name: self._splits[name]["train"] for name in names}
+        orders = {name: TaskOrder(name, len(splits[name]), self.batch_size, self.seed) for name in names}
+        sampler = TurnSampler(
+            orders,
+            {name: self.batches_per_epoch(name) for name in names},
+            turn=self.trainer.accumulate_grad_batches if self.trainer else 1,
+            finished=self._finished_tasks,
+        )
+        return self._loader(splits, sampler)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """Return one loader a task, in the order of the tasks."""
+        return self._eval_loaders("val")
+
+    def test_dataloader(self) -> list[DataLoader]:
+        """Return one loader a task, in the order of the tasks."""
+        return self._eval_loaders("test")
+
+    def _eval_loaders(self, split: str) -> list[DataLoader]:
+        return [
+            self._loader({name: data[split]}, EvalSampler(name, len(data[split]), self.eval_batch_size))
+            for name, data in self._splits.items()
+        ]
+
+    def _loader(self, splits: dict[str, Split], sampler: Any) -> DataLoader:
+        return DataLoader(BatchDataset(splits), sampler=sampler, batch_size=None, num_workers=self.num_workers)
+
+    def _finished_tasks(self) -> Collection[str]:
+        module = self.trainer.lightning_module if self.trainer else None
+        return getattr(module, "finished_tasks", ())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run must find unchanged."""
+        return {"fingerprints": self.fingerprints()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on with other data than a checkpoint was trained on."""
+        for task, splits in state_dict.get("fingerprints", {}).items():
+            if task in self._fingerprints and self._fingerprints[task] != splits:
+                raise SheetbendError(
+                    f"task {task}: its examples are not those that the checkpoint was trained on; start a run of "
+                    "its own with another --trainer.default_root_dir"
+                )
+
+
+def refuse_overlap(task: str, splits: dict[str, Split]) -> None:
+    """Raise `SheetbendError` if an example is in two splits."""
+    seen: dict[bytes, str] = {}
+    for name in SPLITS:
+        for key in splits[name].example_keys():
+            if seen.setdefault(key, name) != name:
+                raise SheetbendError(
+                    f"task {task}: an example of its {name} split is in {seen[key]} too; splits must not overlap"
+                )

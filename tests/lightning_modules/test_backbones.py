@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from lightning_modules.backbones import base_name, content_key, load_pretrained, locate, shipped_models
+from mergers import SheetbendError
+
+
+def test_a_folder_wins_then_shipped_names_then_hub_ids(tiny_clip):
+    assert locate(tiny_clip) == tiny_clip
+    assert Path(locate(shipped_models()[0])).is_dir()
+    assert locate("openai/clip-vit-base-patch32") == "openai/clip-vit-base-patch32"
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "./runs/missing", "/nowhere/model", "a/b/c"])
+def test_anything_else_is_refused_with_the_models_that_ship(name):
+    with pytest.raises(SheetbendError, match=f"backbone '{name}'.*{shipped_models()[0]}"):
+        locate(name)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(SheetbendError, match=r"config\.json"):
+        locate(str(tmp_path))
+
+
+def test_a_missing_hub_model_says_how_to_get_it():
+    with pytest.raises(SheetbendError, match=r"HF_HUB_OFFLINE is set.*hf download someone/missing") as caught:
+        load_pretrained(AutoConfig.from_pretrained, "someone/missing")
+    assert "\n" not in str(caught.value)
+
+
+def test_adapters_never_carry_a_path_of_this_machine(tiny_clip):
+    assert base_name(tiny_clip) == "test-clip"
+    assert base_name("tiny-clip") == "tiny-clip"
+
+
+def test_content_key_follows_the_files(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    first = content_key(str(tmp_path), None)
+    assert content_key(str(tmp_path), None) == first
+    (tmp_path / "config.json").write_text("{ }")
+    assert content_key(str(tmp_path), None) != first
+    assert content_key("a/b", "rev1") != content_key("a/b", "rev2")
