@@ -21,6 +21,12 @@ GENERAL = (
     "a photo of the {}.",
     "a good photo of {}.",
     "a bad photo of {}.",
+    "a close photograph of {}.",
+    "a detail of a picture of {}.",
+    "a small crop of {}.",
+    "a small grey picture of {}.",
+    'a picture of "{}".',
+    "a blurry {}.",
     "a small photo of {}.",
     "a blurry photo of {}.",
     "a low resolution photo of {}.",
@@ -49,6 +55,9 @@ GENERAL = (
 DIGIT = (
     "a photo of the number {}.",
     'a photo of the number: "{}".',
+    'the number "{}".',
+    "a low resolution scan of the digit {}.",
+    "a blurry handwritten {}.",
     "a picture of the handwritten digit {}.",
     "a photo of the digit {}.",
     "the digit {}",
@@ -159,7 +168,8 @@ SCENE_NAMES = {
         "tissue under a microscope",
         "cells in stained tissue",
     ),
-    "cat fur": ("cat fur", "fur", "a cat", "the fur of a cat", "animal fur", "a furry animal"),
+    "cat fur": ("a cat", "cat", "cat fur", "fur", "the fur of a cat", "animal fur", "a furry animal"),
+    "a motorcycle": ("a motorcycle", "motorcycle", "a motorbike", "part of a motorcycle", "an engine", "a machine"),
 }
 FACE_NAMES = {
     "face": ("a face", "face", "a human face", "a person's face", "a person", "the face of a person", "a portrait"),
@@ -176,7 +186,7 @@ FACE_NAMES = {
 }
 
 # How often each family is drawn; within a family all concepts are equally likely.
-WEIGHTS = {"digit": 0.32, "letter": 0.03, "garment": 0.22, "texture": 0.17, "scene": 0.13, "face": 0.07, "shape": 0.06}
+WEIGHTS = {"digit": 0.34, "letter": 0.02, "garment": 0.2, "texture": 0.18, "scene": 0.15, "face": 0.06, "shape": 0.05}
 
 
 @dataclass(frozen=True)
@@ -260,7 +270,7 @@ def all_concepts() -> tuple[Concept, ...]:
 def concept_odds() -> np.ndarray:
     """Return the probability of each concept, float64 (concepts,), summing to 1."""
     concepts = all_concepts()
-    emphasis = {"brick wall": 4.0, "grass": 4.0, "gravel": 4.0}
+    emphasis = {"brick wall": 6.0, "grass": 6.0, "gravel": 6.0}
     odds = np.array([emphasis.get(c.name, 1.0) for c in concepts])
     for family, weight in WEIGHTS.items():
         members = np.array([c.family == family for c in concepts])

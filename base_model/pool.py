@@ -55,12 +55,16 @@ def finish(rng: Generator, image: np.ndarray, family: str) -> np.ndarray:
     if image.ndim == 2:
         image = put_on_ground(rng, image, family)
     if rng.random() < COARSE[family]:
-        side = int(rng.choice([8, 8, 10, 12, 16, 20])) if family == "digit" else int(rng.choice([12, 16, 20, 25]))
+        side = int(rng.choice([8, 8, 8, 10, 12, 16, 20])) if family == "digit" else int(rng.choice([12, 16, 20, 25]))
         image = resize(image, side, side, Image.Resampling.BOX)
-        if side <= 10:
+        if side == 8 and family == "digit":  # a small bitmap, often with a rim around it
             image = np.round(np.clip(image, 0, 1) * 16) / 16
-    elif rng.random() < 0.3:
+            if rng.random() < 0.6:
+                image = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    elif rng.random() < 0.5:
         image = resize(image, 28, 28, Image.Resampling.BILINEAR)
+        if rng.random() < 0.7 and family in ("digit", "garment", "letter"):
+            image = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge")
     image = resize(image, PIXELS, PIXELS, FILTERS[rng.choice(3, p=[0.6, 0.25, 0.15])])
     if rng.random() < 0.15:
         image = ndimage.gaussian_filter(image, (0.6, 0.6, 0))

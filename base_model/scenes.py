@@ -156,6 +156,35 @@ def fur(rng: Generator) -> np.ndarray:
     return image.mean(-1, keepdims=True).repeat(3, -1) if rng.random() < 0.2 else image
 
 
+def motorcycle(rng: Generator) -> np.ndarray:
+    """Part of a machine in a workshop: wheels with spokes, pipes, plates and lamps over a cluttered room."""
+    image = tint(noise(rng, SIZE, 1.6), rng.uniform(0.0, 0.3, 3), rng.uniform(0.4, 0.9, 3))
+    for _ in range(int(rng.integers(1, 5))):
+        corners = [tuple(rng.uniform(-0.2, 1.2, 2)) for _ in range(4)]
+        image = blend(Mask().polygon(corners).array() * rng.uniform(0.4, 1), image, rng.uniform(0, 0.9, 3))
+    for _ in range(int(rng.integers(1, 3))):
+        x, y, r = rng.uniform(0.0, 1.0), rng.uniform(0.3, 1.0), rng.uniform(0.2, 0.5)
+        tyre = Mask().ellipse(x, y, r, r).ellipse(x, y, 0.78 * r, 0.78 * r, 0.0).array()
+        image = blend(tyre, image, np.full(3, rng.uniform(0.02, 0.18)))
+        spokes = Mask()
+        start, count = rng.uniform(0, 1), int(rng.integers(5, 16))
+        for angle in start + np.arange(count) * 2 * np.pi / count:
+            spokes.stroke([(x, y), (x + 0.76 * r * np.sin(angle), y - 0.76 * r * np.cos(angle))], 0.012)
+        spokes.ellipse(x, y, 0.15 * r, 0.15 * r)
+        image = blend(spokes.array() * 0.9, image, np.full(3, rng.uniform(0.5, 0.95)))
+    for _ in range(int(rng.integers(2, 7))):
+        points = np.cumsum(rng.normal(0, 0.25, (3, 2)), axis=0) + rng.uniform(0.1, 0.9, 2)
+        width, shine = rng.uniform(0.02, 0.08), rng.uniform(0.4, 1.0)
+        image = blend(Mask().stroke(curve(points), width).array(), image, np.full(3, rng.uniform(0.05, 0.4)))
+        image = blend(Mask().stroke(curve(points - 0.15 * width), 0.4 * width).array(), image, np.full(3, shine))
+    if rng.random() < 0.7:
+        x, y, r = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.7), rng.uniform(0.08, 0.25)
+        paint = rng.uniform([0.3, 0, 0], [0.9, 0.3, 0.3]) if rng.random() < 0.5 else rng.uniform(0, 0.8, 3)
+        image = blend(Mask().ellipse(x, y, r * rng.uniform(1, 2), r).array(), image, paint)
+        image = blend(Mask().ellipse(x - 0.3 * r, y - 0.4 * r, 0.3 * r, 0.15 * r).array() * 0.8, image, np.ones(3))
+    return image
+
+
 def face(rng: Generator) -> np.ndarray:
     """A shaded oval with hair, brows, eyes, nose and mouth, cut close, mostly grey."""
     y, x = grid(SIZE)
@@ -237,4 +266,5 @@ SCENES = {
     "the moon": moon,
     "stained tissue": tissue,
     "cat fur": fur,
+    "a motorcycle": motorcycle,
 }

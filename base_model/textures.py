@@ -19,39 +19,43 @@ def view(rng: Generator, tilt: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bricks(rng: Generator) -> np.ndarray:
-    """Courses of bricks with mortar between them, each brick of its own grey."""
+    """Courses of bricks with mortar between them, near or far, lying or upright, each brick of its own grey."""
     y, x = view(rng, tilt=0.8)
-    rows = rng.uniform(2.2, 8)
+    if rng.random() < 0.35:
+        y, x = x, y
+    rows = np.exp(rng.uniform(np.log(0.9), np.log(8)))
     columns = rows / rng.uniform(1.8, 3.2)
     row = np.floor(y * rows)
     column = np.floor(x * columns + 0.5 * (row % 2))
-    mortar = rng.uniform(0.06, 0.16)
+    mortar = rng.uniform(0.05, 0.16)
     edge_y = np.abs(y * rows - row - 0.5)
     edge_x = np.abs(x * columns + 0.5 * (row % 2) - column - 0.5) * rows / columns
     gap = np.maximum(edge_y, edge_x - 0.5 * rows / columns + 0.5) > 0.5 - mortar
     shade = np.sin(row * 12.9898 + column * 78.233 + rng.random() * 9) * 43758.5453
-    face = rng.uniform(0.3, 0.65) + rng.uniform(0.05, 0.3) * (shade - np.floor(shade) - 0.5)
-    line = rng.uniform(0.65, 0.9) if rng.random() < 0.65 else rng.uniform(0.05, 0.25)
-    rough = rng.uniform(0.1, 0.35) * (noise(rng, SIZE, 0.7) - 0.5)
-    return ndimage.gaussian_filter(np.where(gap, line, face), rng.uniform(0.4, 0.9)) + rough
+    face = rng.uniform(0.25, 0.65) + rng.uniform(0.0, 0.25) * (shade - np.floor(shade) - 0.5)
+    line = rng.uniform(0.6, 0.9) if rng.random() < 0.7 else rng.uniform(0.05, 0.2)
+    rough = rng.uniform(0.05, 0.35) * (noise(rng, SIZE, rng.uniform(0.2, 1.0)) - 0.5)
+    return ndimage.gaussian_filter(np.where(gap, line, face), rng.uniform(0.4, 1.0)) + rough
 
 
 def grass(rng: Generator) -> np.ndarray:
-    """Overlapping thin blades, light over dark, that lean in many directions."""
+    """Overlapping blades and leaves, thin or broad, light over dark, that lean in many directions."""
     mask = Mask(SIZE)
-    mask.draw.rectangle((0, 0, SIZE, SIZE), fill=int(rng.uniform(20, 80)))
-    length, width, spread = rng.uniform(0.15, 0.5), rng.uniform(0.012, 0.045), rng.uniform(0.3, 1.4)
-    lean = rng.normal(0, 0.6)
-    count = int(np.clip(5.0 / (length * width * 8), 60, 260))
+    mask.draw.rectangle((0, 0, SIZE, SIZE), fill=int(rng.uniform(20, 120)))
+    length, width = rng.uniform(0.15, 0.6), np.exp(rng.uniform(np.log(0.015), np.log(0.09)))
+    lean, spread, contrast = rng.normal(0, 0.8), rng.uniform(0.3, 1.6), rng.uniform(0.25, 0.6)
+    count = int(np.clip(rng.uniform(0.6, 1.8) / (length * width), 40, 320))
     for k in range(count):
         x, y = rng.uniform(-0.1, 1.1, 2)
         angle, bend = lean + rng.normal(0, spread), rng.normal(0, 0.4)
         half = 0.5 * length * rng.uniform(0.5, 1.3)
         mid = (x + half * np.sin(angle), y - half * np.cos(angle))
         tip = (mid[0] + half * np.sin(angle + bend), mid[1] - half * np.cos(angle + bend))
-        grey = (0.2 + 0.5 * k / count) * rng.uniform(0.5, 1.45)
-        mask.stroke([(x, y), mid, tip], width, min(grey, 1.0))
-    return ndimage.gaussian_filter(mask.array(), rng.uniform(0.2, 0.6)) + 0.1 * (noise(rng, SIZE, 0.3) - 0.5)
+        grey = np.clip(0.25 + 0.25 * k / count + contrast * rng.normal(0, 0.5), 0.03, 1.0)
+        mask.stroke([(x, y), mid], width, grey).stroke([mid, tip], 0.6 * width, min(1.0, 1.1 * grey))
+        if width > 0.04:
+            mask.stroke([(x, y), mid, tip], 0.2 * width, min(1.0, 1.35 * grey))
+    return ndimage.gaussian_filter(mask.array(), rng.uniform(0.3, 0.9)) + 0.15 * (noise(rng, SIZE, 0.4) - 0.5)
 
 
 def voronoi(rng: Generator, cells: int, squeeze: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -64,17 +68,25 @@ def voronoi(rng: Generator, cells: int, squeeze: float = 1.0) -> tuple[np.ndarra
 
 
 def pebbles(rng: Generator) -> np.ndarray:
-    """Rounded stones, each of its own grey, lit from one side, dark between them."""
-    cells = int(np.exp(rng.uniform(np.log(25), np.log(350))))
+    """Stones, rounded or with facets, each of its own grey, lit from one side, dark between them."""
+    cells = int(np.exp(rng.uniform(np.log(10), np.log(250))))
     index, near, next_ = voronoi(rng, cells, rng.uniform(0.8, 1.25))
-    scale = 1 / np.sqrt(cells)
-    dome = np.clip((next_ - near) / scale, 0, 0.5) * 2
-    grey = rng.uniform(0.3, 0.9, cells)[index]
+    scale, edge = 1 / np.sqrt(cells), rng.uniform(0.15, 0.5)
+    dome = np.clip((next_ - near) / scale, 0, edge) / edge
+    base, spread = rng.uniform(0.4, 0.75), rng.uniform(0.05, 0.3)
+    y, x = grid(SIZE)
+    slope = rng.normal(0, rng.uniform(0.0, 0.25), (2, cells)) / scale
+    flat, members = index.ravel(), np.maximum(np.bincount(index.ravel(), minlength=cells), 1)
+    facets = np.zeros((SIZE, SIZE))
+    for axis, steep in zip((x, y), slope, strict=True):
+        centre = np.bincount(flat, axis.ravel(), minlength=cells) / members
+        facets += steep[index] * (axis - centre[index])
     dy, dx = np.gradient(ndimage.gaussian_filter(dome, 0.7))
     light = rng.uniform(0, 2 * np.pi)
-    lit = (np.cos(light) * dx + np.sin(light) * dy) * rng.uniform(0.3, 1.0)
-    stones = grey * (0.25 + 0.75 * np.sqrt(dome)) + lit + 0.15 * (noise(rng, SIZE, 0.5) - 0.5)
-    return ndimage.gaussian_filter(stones, rng.uniform(0.2, 0.8))
+    lit = (np.cos(light) * dx + np.sin(light) * dy) * rng.uniform(0.2, 0.9)
+    grey = rng.uniform(base - spread, base + spread, cells)[index] + facets
+    stones = grey * (0.2 + 0.8 * np.sqrt(dome)) + lit + rng.uniform(0.05, 0.25) * (noise(rng, SIZE, 0.5) - 0.5)
+    return ndimage.gaussian_filter(stones, rng.uniform(0.3, 0.9))
 
 
 def wood(rng: Generator) -> np.ndarray:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 # Each shard of a batch runs in a thread of its own, so operators shall not start more: two shards that meet
 # twice a step lose far less to other work on the machine than threads that meet in every operator.
@@ -31,7 +32,7 @@ from base_model.model import choose_patches, encode_images, encode_texts, make_m
 from base_model.pool import Pool, render_pool  # noqa: E402
 from base_model.tokenizer import train_tokenizer  # noqa: E402
 from mergers.files import atomic_folder  # noqa: E402
-from mergers.seeding import derive_seed  # noqa: E402
+from mergers.seeding import derive_generator, derive_seed  # noqa: E402
 
 RECORD = "training.json"
 
@@ -54,7 +55,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--layers", type=int, default=4, help="layers of the image tower")
     add("--vocabulary", type=int, default=2500, help="largest number of tokens, at most 4000")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes that render")
-    add("--threads", type=int, default=os.cpu_count() or 1, help="threads that train, each on its share of a batch")
+    add(
+        "--threads",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="threads that train, each on its share of a batch; more or fewer give other random numbers",
+    )
     return parser.parse_args(argv)
 
 
@@ -107,14 +113,24 @@ def contrastive_loss(images: Tensor, texts: Tensor, concepts: Tensor, logit_scal
     return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
 
 
+class Batch(NamedTuple):
+    """Pairs of one step: uint8 images (B, 3, H, W), B captions, concepts int64 (B,), mirrors bool (B,)."""
+
+    images: Tensor
+    captions: list[str]
+    concepts: Tensor
+    mirrors: Tensor
+
+
 def backward(
     model: CLIPModel,
     tokenizer: PreTrainedTokenizerFast,
-    batch: tuple[Tensor, Tensor | None, list[str], Tensor],
+    batch: Batch,
+    keep: float,
     threads: ThreadPoolExecutor,
-    shards: int,
+    generators: list[torch.Generator],
 ) -> float:
-    """Add the gradients of one batch to the parameters and return its loss; the shards run side by side.
+    """Add the gradients of one batch to the parameters and return its loss; its shards run side by side.
 
     The loss needs the features of the whole batch, so each shard goes forward, the loss is taken of all, and its
     gradient with respect to the features goes back through each shard. A sum of two is the same in either
@@ -123,21 +139,23 @@ def backward(
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        batch: Pixels (B, 3, 32, 32), kept patches (B, K) or None, B captions, concepts int64 (B,).
+        batch: The pairs.
+        keep: Share of the patches that the image tower sees.
         threads: Where the shards run.
-        shards: Number of shards.
+        generators: One a shard, for its augmentation and its choice of patches.
     """
-    pixels, patches, captions, concepts = batch
-    parts = [p.tolist() for p in torch.arange(len(pixels)).tensor_split(shards)]
+    shards = len(generators)
+    parts = torch.arange(len(batch.captions)).tensor_split(shards)
 
-    def forward(part: list[int]) -> tuple[Tensor, Tensor]:
-        kept = None if patches is None else patches[part]
-        return encode_images(model, pixels[part], kept), encode_texts(model, tokenizer, [captions[k] for k in part])
+    def forward(part: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        pixels = normalise(augment(batch.images[part], batch.mirrors[part], generator))
+        images = encode_images(model, pixels, choose_patches(len(part), keep, generator))
+        return images, encode_texts(model, tokenizer, [batch.captions[k] for k in part])
 
-    features = list(threads.map(forward, parts))
+    features = list(threads.map(forward, parts, generators))
     images = torch.cat([f[0].detach() for f in features]).requires_grad_()
     texts = torch.cat([f[1].detach() for f in features]).requires_grad_()
-    loss = contrastive_loss(images, texts, concepts, model.logit_scale)
+    loss = contrastive_loss(images, texts, batch.concepts, model.logit_scale)
     loss.backward()
     gradients = zip(images.grad.tensor_split(shards), texts.grad.tensor_split(shards), strict=True)
     list(threads.map(torch.autograd.backward, features, gradients))
@@ -165,7 +183,7 @@ def train(arguments: argparse.Namespace) -> dict[str, object]:
     """Render, train and write the folder; return what `RECORD` in it says."""
     torch.set_num_threads(1)
     torch.manual_seed(derive_seed(arguments.seed, "weights"))
-    generator = torch.Generator().manual_seed(derive_seed(arguments.seed, "augment"))
+    generators = [derive_generator(arguments.seed, "augment", shard) for shard in range(arguments.threads)]
     caption_rng = np.random.default_rng(derive_seed(arguments.seed, "captions"))
     begin = time.monotonic()
     pool = render_pool(arguments.seed, arguments.samples, arguments.workers)
@@ -189,14 +207,13 @@ def train(arguments: argparse.Namespace) -> dict[str, object]:
     for step in range(arguments.steps):
         chosen = next(order)
         shown = torch.from_numpy(pool.concepts[chosen])
-        pixels = augment(torch.from_numpy(pool.images[chosen]), mirrors[shown], generator)
         captions = [concepts[k].caption(caption_rng) for k in shown.tolist()]
+        batch = Batch(torch.from_numpy(pool.images[chosen]), captions, shown, mirrors[shown])
         keep = arguments.keep if step < (1 - arguments.full) * arguments.steps else 1.0
-        patches = choose_patches(len(chosen), keep, generator)
         for group in optimiser.param_groups:
             group["lr"] = arguments.lr * schedule(step, arguments.steps, arguments.warmup)
         optimiser.zero_grad(set_to_none=True)
-        loss = backward(model, tokenizer, (normalise(pixels), patches, captions, shown), threads, arguments.threads)
+        loss = backward(model, tokenizer, batch, keep, threads, generators)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         with torch.no_grad():
