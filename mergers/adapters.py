@@ -20,6 +20,7 @@ from mergers.updates import Adapter, LowRankUpdate, Update
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_OWN_FILES = {CONFIG_FILE, WEIGHTS_FILE, "README.md"}  # PEFT writes a model card
 
 _KEY = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 
@@ -199,11 +200,11 @@ def save_adapter(adapter: Adapter, path: str | Path, dtype: torch.dtype | None =
 
     Args:
         adapter: Only `LowRankUpdate`; a dense one is refused before anything is written.
-        path: The folder; one that stands there is replaced once the new one is complete.
+        path: The folder. An adapter that stands there is replaced once the new one is complete.
         dtype: Of the saved factors; by default the adapter's own.
 
     Raises:
-        SheetbendError: An update is dense.
+        SheetbendError: An update is dense, or ``path`` holds something else than an adapter.
     """
     dense = [module for module, update in adapter.items() if not isinstance(update, LowRankUpdate)]
     if dense:
@@ -212,6 +213,12 @@ def save_adapter(adapter: Adapter, path: str | Path, dtype: torch.dtype | None =
             "adapter holds them exactly; merge in another space (knots), or apply the result "
             "to the base model and save that"
         )
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise SheetbendError(f"{path} is a file; give a new folder for the adapter")
+    others = sorted({entry.name for entry in path.iterdir()} - _OWN_FILES) if path.is_dir() else []
+    if others:
+        raise SheetbendError(f"{path} also holds {others[0]}, which would be lost; give a new or empty folder")
     dtype = dtype or _DTYPES.get(adapter.metadata.get("dtype", "float32"), torch.float32)
     tensors = {}
     ranks = {}

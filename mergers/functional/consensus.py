@@ -46,7 +46,7 @@ def disjoint_merge(values: Tensor, signs: Tensor, weights: Tensor, aggregate: Ag
     Returns:
         (...), zero where no task takes part.
     """
-    chosen = (values.sign() == signs) & (values != 0)
+    chosen = values.sign() == signs
     weighted = torch.where(chosen, values, 0.0) * weights.view(-1, *[1] * signs.ndim)
     if aggregate == "max":
         return weighted.gather(0, weighted.abs().argmax(dim=0, keepdim=True)).squeeze(0)

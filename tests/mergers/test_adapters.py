@@ -131,6 +131,17 @@ def test_names_that_end_like_others_keep_their_own_rank(tmp_path):
     assert {module: update.rank for module, update in load_adapter(tmp_path / "mixed").items()} == ranks
 
 
+def test_a_dot_in_a_name_is_a_dot(tmp_path):
+    def base():
+        return nn.ModuleDict({"axq": nn.Linear(6, 6), "a": nn.ModuleDict({"q": nn.Linear(6, 6), "v": nn.Linear(6, 6)})})
+
+    [adapter] = random_adapters(1, dict.fromkeys(["a.q", "axq", "a.v"], (6, 6)), {"a.q": 3, "axq": 2, "a.v": 2})
+    save_adapter(adapter, tmp_path / "dots")
+    loaded = peft.PeftModel.from_pretrained(base(), tmp_path / "dots")
+    for module, delta in peft_deltas(loaded).items():
+        torch.testing.assert_close(delta, adapter[module].dense())
+
+
 def test_an_update_of_rank_zero_is_saved(tmp_path):
     [adapter] = random_adapters(1, {"blocks.0.q": (6, 6)})
     zero = adapter["blocks.0.q"]
@@ -293,6 +304,18 @@ def test_what_peft_itself_saves_beyond_lora_is_refused(tmp_path):
     table.save_pretrained(tmp_path / "embedding")
     with pytest.raises(SheetbendError, match="lora_embedding"):
         load_adapter(tmp_path / "embedding")
+
+
+def test_a_save_never_takes_other_files_with_it(tmp_path):
+    [adapter] = random_adapters(1)
+    save_adapter(adapter, tmp_path / "merged")
+    save_adapter(adapter, tmp_path / "merged")
+    (tmp_path / "merged" / "thesis.tex").write_text("years")
+    with pytest.raises(SheetbendError, match=r"merged also holds thesis\.tex"):
+        save_adapter(adapter, tmp_path / "merged")
+    assert (tmp_path / "merged" / "thesis.tex").read_text() == "years"
+    with pytest.raises(SheetbendError, match="is a file"):
+        save_adapter(adapter, tmp_path / "merged" / "thesis.tex")
 
 
 def test_a_save_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):

@@ -114,8 +114,9 @@ def test_dare_keeps_the_expected_share_and_rescales():
 
 @pytest.mark.parametrize("space", ["full", "knots"])
 def test_bytes_do_not_depend_on_the_number_of_threads(space):
-    shapes = {f"layers.{index}": (96, 80) for index in range(6)}
-    adapters = random_adapters(3, shapes, ranks=8)
+    # Large enough for BLAS to split: with its own threads, the bytes in knots space would differ here.
+    shapes = {f"layers.{index}": (512, 496) for index in range(2)}
+    adapters = random_adapters(3, shapes, ranks=48)
     merger = Merger(space, Ties(density=0.3))
     before = torch.get_num_threads()
     hashes = set()
