@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from transformers import AutoTokenizer, CLIPModel
+from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a tool of the repository: importable without being installed
@@ -35,6 +36,7 @@ def measure(folder: Path, names: list[str], split: str = "test") -> list[ZeroSho
     """Return the zero-shot accuracy of the model in ``folder`` on each task; tasks without data are left out, said."""
     from datamodules import QuickstartDataModule
 
+    logging.disable_progress_bar()
     model, tokenizer = CLIPModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     rows = []
     for name in names:

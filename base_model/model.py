@@ -94,6 +94,9 @@ def save_model(folder: Path, model: CLIPModel, tokenizer: PreTrainedTokenizerFas
     """Write weights, configuration, tokenizer and preprocessor configuration to ``folder``."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that transformers 4 knows, too
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     size = {"height": PIXELS, "width": PIXELS}
     preprocessor = {
         "image_processor_type": "CLIPImageProcessor",
