@@ -1,0 +1,210 @@
+"""Plots of the results: bars a task, normalised means, and curves over training.
+
+Each function returns a ``matplotlib.figure.Figure`` and touches no global state of pyplot.
+"""
+
+import io
+import itertools
+import math
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from callbacks.curves import Curves
+from callbacks.results import REFERENCES, Results
+
+# Paul Tol's "muted" scheme: nine colours that stay apart with every common colour blindness.
+PALETTE = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499")
+DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)))
+HATCHES = ("", "///", "...")
+INK, GREY, GRID = "#1a1a1a", "#8a8a8a", "#e4e4e4"
+DPI = 150
+
+
+def style(variants: Sequence[str]) -> dict[str, dict]:
+    """Return colour, dash and hatch for every variant; references are black and grey.
+
+    From the tenth merge on, colours return with another dash and hatch.
+    """
+    looks = {"finetuned": {"color": INK, "dash": "-"}, "pretrained": {"color": GREY, "dash": (0, (3, 2))}}
+    merged = [name for name in variants if name not in REFERENCES]
+    cycle = itertools.cycle(zip(DASHES, HATCHES, strict=True))
+    for start in range(0, len(merged), len(PALETTE)):
+        dash, hatch = next(cycle)
+        for name, color in zip(merged[start : start + len(PALETTE)], PALETTE, strict=False):
+            looks[name] = {"color": color, "dash": dash, "hatch": hatch}
+    return looks
+
+
+def png(figure: Figure) -> bytes:
+    """Return the figure as a PNG; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _clean(axes: Axes, grid: str = "y") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(colors=INK, labelsize=9, length=3)
+    axes.grid(axis=grid, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _percent(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else 100 * value for value in values]
+
+
+def bars(results: Results) -> Figure:
+    """Return grouped bars: accuracy of every merge on every task and on average.
+
+    A black line over each group marks ``finetuned``, a dashed grey one ``pretrained``; without any merge
+    these two are the bars.
+    """
+    names = results.merged or results.variants
+    looks = style(results.variants)
+    groups = _with_mean(results.tasks)
+    figure = Figure(figsize=(max(8.0, 2.6 + 1.55 * len(groups)), 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    _clean(axes)
+    # A wider gap sets the mean apart from the tasks.
+    places = [index + 0.25 * (task == "mean") for index, task in enumerate(groups)]
+    width = 0.8 / len(names)
+
+    def heights(name: str) -> list[float]:
+        return _percent([*(results.accuracy(name, task) for task in results.tasks), results.mean_accuracy(name)])
+
+    for index, name in enumerate(names):
+        offset = (index - (len(names) - 1) / 2) * width
+        axes.bar(
+            [place + offset for place in places],
+            heights(name),
+            width * 0.92,
+            color=looks[name]["color"],
+            hatch=looks[name].get("hatch"),
+            edgecolor="white",
+            linewidth=0,
+            label=name,
+        )
+    handles, labels = axes.get_legend_handles_labels()
+    for name in REFERENCES if results.merged else ():
+        if name in results.variants:
+            ends = [place - 0.45 for place in places], [place + 0.45 for place in places]
+            line = {"color": looks[name]["color"], "linestyle": looks[name]["dash"], "linewidth": 1.8}
+            axes.hlines(heights(name), *ends, **line)
+            handles.insert(0, Line2D([], [], **line))
+            labels.insert(0, name)
+    axes.set_xticks(places, [_wrapped(task) for task in groups])
+    axes.set_xlim(-0.6, places[-1] + 0.6)
+    axes.set_ylim(0, 102)
+    axes.set_ylabel(f"{_split_word(results.split)} accuracy (%)", color=INK)
+    axes.tick_params(axis="x", length=0, labelsize=10)
+    axes.spines["bottom"].set_visible(False)
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9.5)
+    return figure
+
+
+def normalised(results: Results) -> Figure:
+    """Return one bar a variant, in the order configured: its normalised accuracy, mean over tasks."""
+    names = [name for name in results.variants if results.mean_normalised(name) is not None]
+    looks = style(results.variants)
+    values = _percent([results.mean_normalised(name) for name in names])
+    figure = Figure(figsize=(7.0, 1.1 + 0.34 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    _clean(axes, "x")
+    rows = range(len(names))
+    colours = [looks[name]["color"] for name in names]
+    drawn = axes.barh(rows, values, 0.72, color=colours, edgecolor="white", linewidth=0)
+    for bar, name in zip(drawn, names, strict=True):
+        bar.set_hatch(looks[name].get("hatch"))
+    axes.bar_label(drawn, [f"{value:.1f}" for value in values], padding=4, fontsize=9.5, color=INK)
+    axes.axvline(100, color=INK, linewidth=1.0)
+    axes.set_yticks(rows, names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(100.0, *values) * 1.09)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel(f"{_split_word(results.split)} accuracy, % of finetuned, mean over tasks", color=INK)
+    axes.tick_params(axis="y", length=0, labelsize=10)
+    return figure
+
+
+def curves(history: Curves) -> Figure:
+    """Return validation accuracy over training steps: a panel a task and one for their mean."""
+    panels = _with_mean(history.tasks)
+    looks = style(history.variants)
+    wide = min(3 if len(panels) in (5, 6, 9) else 4, len(panels))
+    tall = math.ceil(len(panels) / wide)
+    # The legend takes the empty place of the grid, if there is one that holds it.
+    inside = len(panels) < wide * tall and len(history.variants) <= 12
+    figure = Figure(figsize=(2.75 * wide + (0.3 if inside else 1.9), 2.45 * tall + 0.3), layout="constrained")
+    grid = figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=True).ravel()
+    # Points far apart are hard to see as lines alone; many of them hide the lines.
+    marker = "o" if len(history.steps) <= 20 else ""
+    for axes, task in zip(grid, panels, strict=False):
+        _clean(axes, "both")
+        for name in history.variants:
+            line = history.line(name, task)
+            first = name == "finetuned"
+            axes.plot(
+                list(line),
+                _percent(list(line.values())),
+                color=looks[name]["color"],
+                linestyle=looks[name]["dash"],
+                linewidth=2.4 if first else 1.5,
+                marker="" if name == "pretrained" else marker,
+                markersize=3.4 if first else 2.4,
+                zorder=4 if first else 3,
+                label=name,
+            )
+        words, weight = ("mean over tasks", "bold") if task == "mean" else (task, "normal")
+        axes.set_title(words, fontsize=10.5, color=INK, loc="left", fontweight=weight)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    last = grid[len(panels) - 1]
+    for axes in grid[len(panels) :]:
+        axes.axis("off")
+    for index, axes in enumerate(grid[: len(panels)]):
+        # The lowest visible panel of a column carries the numbers of the shared axis.
+        axes.tick_params(labelbottom=index + wide >= len(panels))
+    figure.supxlabel("training step", fontsize=10, color=INK)
+    figure.supylabel("validation accuracy (%)", fontsize=10, color=INK)
+    handles, labels = last.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda index: labels[index] != "finetuned")
+    entries = [handles[index] for index in order], [labels[index] for index in order]
+    if inside:
+        grid[len(panels)].legend(*entries, loc="center left", frameon=False, fontsize=9.5, borderpad=0)
+    else:
+        figure.legend(*entries, loc="outside right center", frameon=False, fontsize=9.5)
+    return figure
+
+
+def _with_mean(tasks: Sequence[str]) -> list[str]:
+    return [*tasks, "mean"] if len(tasks) > 1 else list(tasks)
+
+
+def _wrapped(task: str) -> str:
+    # Long names of neighbouring groups would run into each other.
+    return task.replace("-", "-\n").replace("_", "_\n") if len(task) > 11 else task
+
+
+def _split_word(split: str) -> str:
+    return "validation" if split == "val" else split
+
+
+def figures(results: Results | None, history: Curves) -> dict[str, Figure]:
+    """Return every plot there are numbers for, by file name.
+
+    Args:
+        results: what the test measured, if it ran.
+        history: the validations while fitting.
+    """
+    found = {}
+    if results is not None:
+        found["bars.png"] = bars(results)
+        if any(results.mean_normalised(name) is not None for name in results.variants):
+            found["normalised.png"] = normalised(results)
+    if len(history.steps) > 1:
+        found["curves.png"] = curves(history)
+    return found

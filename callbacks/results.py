@@ -1,0 +1,341 @@
+"""What a test measured: the numbers, what is derived from them, and the table a terminal shows."""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+
+from lightning_modules.scores import Score
+from mergers.errors import SheetbendError
+
+REFERENCES = ("pretrained", "finetuned")
+ORACLE_NOTE = (
+    "* Joint columns of finetuned are an oracle: each example runs through its own task's adapter, "
+    "so its task is known. The merged models are not told."
+)
+NORMALISED_NOTE = "norm. mean: mean over tasks of accuracy / finetuned accuracy."
+CSV_COLUMNS = ("variant", "task", "metric", "value", "count", "normalised")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Results:
+    """The scores of one run on one split, and how they came about.
+
+    Variants and tasks keep the order in which the scores name them. What is derived is a fraction, or
+    ``None`` where the run lacks what it needs.
+
+    Attributes:
+        scores: what was measured, one score a (variant, task, metric).
+        meta: run name, seed, versions, split fingerprints, elapsed seconds: anything JSON can hold.
+        split: the split it was measured on, ``test`` or ``val``.
+        descriptions: variant name to its settings, one line each.
+
+    >>> results = Results((Score("finetuned", "digits", "accuracy", 0.8, 50),
+    ...                    Score("ties", "digits", "accuracy", 0.6, 50)))
+    >>> round(results.normalised("ties", "digits"), 6)
+    0.75
+    """
+
+    scores: tuple[Score, ...]
+    meta: dict[str, Any] = field(default_factory=dict)
+    split: str = "test"
+    descriptions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self._by_key) != len(self.scores):
+            raise ValueError("two scores share one variant, task and metric")
+
+    @cached_property
+    def _by_key(self) -> dict[tuple[str, str, str], Score]:
+        return {(score.variant, score.task, score.metric): score for score in self.scores}
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Every variant, in order."""
+        return tuple(dict.fromkeys(score.variant for score in self.scores))
+
+    @property
+    def merged(self) -> tuple[str, ...]:
+        """The variants that are one model for all tasks and not the pretrained one, in order."""
+        return tuple(name for name in self.variants if name not in REFERENCES)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Every task, in order, without ``all``."""
+        return tuple(dict.fromkeys(score.task for score in self.scores if score.task != "all"))
+
+    @property
+    def hits(self) -> tuple[int, ...]:
+        """The k for which joint hits@k was measured, ascending."""
+        found = (re.fullmatch(r"joint_hits@(\d+)", score.metric) for score in self.scores)
+        return tuple(sorted({int(match[1]) for match in found if match}))
+
+    def score(self, variant: str, task: str, metric: str) -> Score | None:
+        """Return the score as measured, or ``None``."""
+        return self._by_key.get((variant, task, metric))
+
+    def count(self, task: str) -> int | None:
+        """Return on how many examples of ``task`` accuracy was measured."""
+        counts = [s.count for s in self.scores if s.task == task and s.metric == "accuracy"]
+        return counts[0] if counts else None
+
+    @property
+    def examples(self) -> int:
+        """The examples of all tasks together."""
+        return sum(self.count(task) or 0 for task in self.tasks)
+
+    def accuracy(self, variant: str, task: str) -> float | None:
+        """Return the accuracy among the task's own labels."""
+        score = self.score(variant, task, "accuracy")
+        return None if score is None else score.value
+
+    def normalised(self, variant: str, task: str) -> float | None:
+        """Return accuracy / accuracy of ``finetuned`` on the same task of this run."""
+        accuracy, finetuned = self.accuracy(variant, task), self.accuracy("finetuned", task)
+        return None if accuracy is None or not finetuned else accuracy / finetuned
+
+    def mean_accuracy(self, variant: str) -> float | None:
+        """Return the mean over tasks of the accuracy; every task weighs the same."""
+        return _mean(self.accuracy(variant, task) for task in self.tasks)
+
+    def mean_normalised(self, variant: str) -> float | None:
+        """Return the mean over tasks of the per-task ratios (not the ratio of the means)."""
+        return _mean(self.normalised(variant, task) for task in self.tasks)
+
+    def joint(self, variant: str, k: int, task: str = "all") -> float | None:
+        """Return hits@k where the labels of all tasks compete.
+
+        Args:
+            variant: the weights under test.
+            k: the label counts as found among the k highest scores.
+            task: a task's name; ``all`` for every example of every task; ``mean`` for the mean over tasks.
+        """
+        if task == "mean":
+            return _mean(self.joint(variant, k, name) for name in self.tasks)
+        score = self.score(variant, task, f"joint_hits@{k}")
+        return None if score is None else score.value
+
+    def to_json(self) -> str:
+        """Return the scores, the derived averages and the metadata as JSON text."""
+        derived = {
+            name: {
+                "mean_accuracy": self.mean_accuracy(name),
+                "mean_normalised": self.mean_normalised(name),
+                **{f"mean_joint_hits@{k}": self.joint(name, k, "mean") for k in self.hits},
+            }
+            for name in self.variants
+        }
+        content = {
+            "format": FORMAT,
+            "split": self.split,
+            "meta": self.meta,
+            "descriptions": self.descriptions,
+            "derived": derived,
+            "scores": [asdict(score) for score in self.scores],
+        }
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, name: str = "results.json") -> "Results":
+        """Read what ``to_json`` wrote; averages are derived anew.
+
+        Args:
+            text: the JSON text.
+            name: what to call it in the error message.
+
+        Raises:
+            SheetbendError: the text is no results file of this format.
+        """
+        try:
+            content = json.loads(text)
+            if content["format"] != FORMAT:
+                raise SheetbendError(f"{name} has format {content['format']!r}, not {FORMAT}; run the test again")
+            scores = tuple(Score(**score) for score in content["scores"])
+            return cls(scores, content["meta"], content["split"], content["descriptions"])
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise SheetbendError(f"{name} holds no results ({error}); run the test again to write it") from error
+
+    def to_csv(self) -> str:
+        """Return tidy CSV text, one row a number; rows of task ``mean`` are derived."""
+        rows = []
+        for score in self.scores:
+            normalised = self.normalised(score.variant, score.task) if score.metric == "accuracy" else None
+            rows.append((*asdict(score).values(), normalised))
+        for name in self.variants:
+            rows.append((name, "mean", "accuracy", self.mean_accuracy(name), "", self.mean_normalised(name)))
+            rows += [(name, "mean", f"joint_hits@{k}", self.joint(name, k, "mean"), "", None) for k in self.hits]
+        return csv_text(CSV_COLUMNS, (row for row in rows if row[3] is not None))
+
+    @classmethod
+    def from_csv(cls, text: str, name: str = "results.csv") -> "Results":
+        """Read the scores of what ``to_csv`` wrote; the metadata is only in the JSON.
+
+        Raises:
+            SheetbendError: a column is missing or a number is none.
+        """
+        try:
+            rows = [row for row in csv.DictReader(io.StringIO(text)) if row["task"] != "mean"]
+            return cls(
+                tuple(
+                    Score(row["variant"], row["task"], row["metric"], float(row["value"]), int(row["count"]))
+                    for row in rows
+                )
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise SheetbendError(f"{name} holds no results ({error}); run the test again to write it") from error
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return CSV text with Unix line ends; ``None`` is an empty field."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    # A mean over some of the tasks would not compare with a mean over all of them.
+    values = list(values)
+    return None if not values or None in values else math.fsum(values) / len(values)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table: its heading, its number for a variant, and whether it is for joint labels."""
+
+    heading: str
+    value: Callable[[str], float | None]
+    joint: bool = False
+
+
+def own_columns(results: Results) -> list[Column]:
+    """Return the accuracy of each task, their mean and, with ``finetuned`` at hand, the normalised mean."""
+    tasks = [Column(task, lambda name, task=task: results.accuracy(name, task)) for task in results.tasks]
+    normalised = [Column("norm. mean", results.mean_normalised)] if "finetuned" in results.variants else []
+    return [*tasks, Column("mean", results.mean_accuracy), *normalised]
+
+
+def joint_columns(results: Results, task: str = "all") -> list[Column]:
+    """Return hits@k in the label space of all tasks, over all examples or (``mean``) averaged over tasks."""
+    suffix = "" if task == "all" else f" {task}"
+    every = [
+        Column(f"hits@{k}{suffix}", lambda name, k=k: results.joint(name, k, task), joint=True) for k in results.hits
+    ]
+    return [column for column in every if any(column.value(name) is not None for name in results.variants)]
+
+
+def cells(results: Results, column: Column) -> dict[str, tuple[str, bool]]:
+    """Return for each variant the number in % with one decimal, and whether it is the best merge's.
+
+    What is equal as printed is equally best.
+    """
+    values = {name: column.value(name) for name in results.variants}
+    texts = {name: "-" if value is None else f"{100 * value:.1f}" for name, value in values.items()}
+    merged = {name: float(texts[name]) for name in results.merged if values[name] is not None}
+    best = max(merged.values(), default=None)
+    return {name: (text, merged.get(name, -1.0) == best) for name, text in texts.items()}
+
+
+def title(results: Results) -> str:
+    """Return what the numbers are, in words."""
+    split = {"val": "Validation"}.get(results.split, results.split.capitalize())
+    return f"{split} accuracy in %, {results.examples:,} examples of {counted(len(results.tasks), 'task')}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return the number and its noun, in the plural where it takes one.
+
+    >>> counted(1, "task"), counted(1200, "task")
+    ('1 task', '1,200 tasks')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def results_table(results: Results, chosen: Sequence[Column] | None = None, heading: str | None = None) -> Table:
+    """Return the results as one table, a row for every variant, the best merge of each column in bold.
+
+    Args:
+        results: what was measured.
+        chosen: the columns; by default each task, mean, normalised mean and joint hits@k over all examples.
+        heading: the title; says split and number of examples by default.
+    """
+    chosen = own_columns(results) + joint_columns(results) if chosen is None else list(chosen)
+    mixed = len({column.joint for column in chosen}) > 1
+    oracle = "finetuned" in results.variants and any(column.joint for column in chosen)
+    notes = [NORMALISED_NOTE] * any(column.heading == "norm. mean" for column in chosen) + [ORACLE_NOTE] * oracle
+    table = Table(
+        title=title(results) if heading is None else heading,
+        caption="\n".join(["", *notes]) if notes else None,
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+    )
+    table.add_column("variant", no_wrap=True)
+    for column in chosen:
+        # Beside accuracies among a task's own labels, the other label space has to be named.
+        heading = f"joint {column.heading}" if column.joint and mixed else column.heading
+        table.add_column(escape(re.sub(r"([-_])| ", r"\1\n", heading)), justify="right", no_wrap=True)
+    marked = [cells(results, column) for column in chosen]
+    references = [name for name in results.variants if name in REFERENCES]
+    for name in results.variants:
+        label = f"{name}*" if oracle and name == "finetuned" else name
+        numbers = [f"[bold]{text}[/bold]" if best else text for text, best in (cell[name] for cell in marked)]
+        table.add_row(escape(label), *numbers, end_section=bool(results.merged) and name in references[-1:])
+    return table
+
+
+def results_view(results: Results, width: int) -> RenderableType:
+    """Return one table where it fits into ``width`` characters, else tables that do, one below the other.
+
+    The joint label space then has a table of its own, which also tells the means over tasks. Where even the
+    tasks' own accuracies do not fit beside their mean, the means go there too.
+    """
+    table = results_table(results)
+    if _width(table) <= width:
+        return table
+
+    def fits(chosen: list[Column]) -> bool:
+        return _width(results_table(results, chosen)) <= width
+
+    own = own_columns(results)
+    joint = joint_columns(results) + joint_columns(results, "mean")
+    heading = "One label space for all tasks, hits@k in %: over all examples, and mean over tasks"
+    if not fits(own):
+        tasks = len(results.tasks)
+        own, joint = own[:tasks], own[tasks:] + joint
+        heading = "Mean over tasks in %" + ("; joint: one label space for all tasks" if results.hits else "")
+    tables = [results_table(results, chosen) for chosen in _split(own, fits)]
+    tables += [results_table(results, chosen, heading) for chosen in _split(joint, fits)]
+    return Group(*(part for table in tables for part in (table, "")))
+
+
+def _width(table: Table) -> int:
+    console = Console(width=10_000)
+    return Measurement.get(console, console.options, table).maximum
+
+
+def _split(chosen: list[Column], fits: Callable[[list[Column]], bool]) -> list[list[Column]]:
+    parts: list[list[Column]] = []
+    for column in chosen:
+        if parts and fits([*parts[-1], column]):
+            parts[-1].append(column)
+        else:
+            parts.append([column])
+    return parts
