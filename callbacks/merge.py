@@ -31,9 +31,7 @@ class MergeCallback(Callback):
     def build_variants(self, module: LoRATasks) -> dict[str, Variant]:
         """Merge the adapters of ``module`` as they stand in every configured way."""
         adapters = module.adapters()
-        return {
-            name: module.variant(str(merger), merger.merge(adapters).dense()) for name, merger in self.mergers.items()
-        }
+        return {name: module.variant(str(merger), merger.merge(adapters)) for name, merger in self.mergers.items()}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LoRATasks) -> None:
         """Merge for this validation."""

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from datamodules.tasks import Split, Task, fingerprint
 from datamodules.turns import BatchDataset, EvalSampler, TaskOrder, TurnSampler
 from mergers.errors import SheetbendError, did_you_mean
+from mergers.seeding import derive_generator
 
 SPLITS = ("train", "val", "test")
 
@@ -147,7 +148,14 @@ class TaskDataModule(LightningDataModule):
         ]
 
     def _loader(self, splits: dict[str, Split], sampler: Any) -> DataLoader:
-        return DataLoader(BatchDataset(splits), sampler=sampler, batch_size=None, num_workers=self.num_workers)
+        # A generator of its own: without one the loader would draw from the global stream.
+        return DataLoader(
+            BatchDataset(splits),
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.num_workers,
+            generator=derive_generator(self.seed, "workers"),
+        )
 
     def _finished_tasks(self) -> Collection[str]:
         module = self.trainer.lightning_module if self.trainer else None

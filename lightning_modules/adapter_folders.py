@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mergers import SheetbendError, load_adapter
-from mergers.files import atomic_folder, atomic_write
+from mergers import SheetbendError, load_adapter, weight_updates
+from mergers.files import atomic_folder
 
 HEAD_FILE = "head.safetensors"
 METRICS_FILE = "metrics.json"
@@ -45,7 +44,6 @@ def install_adapters(backbone: nn.Module, folders: dict[str, Path], base_name: s
     Raises:
         SheetbendError: a folder is no LoRA adapter, or belongs to another base model.
     """
-    linear = {name: module.weight.shape for name, module in backbone.named_modules() if hasattr(module, "weight")}
     model = None
     for task, folder in folders.items():
         adapter = load_adapter(folder, name=task)
@@ -54,14 +52,7 @@ def install_adapters(backbone: nn.Module, folders: dict[str, Path], base_name: s
                 f"adapter {folder}: its base model is {adapter.base_model}, this run's is {base_name}; give that "
                 "model as model.init_args.backbone, or adapters of this one"
             )
-        for name, update in adapter.items():
-            if name not in linear:
-                raise SheetbendError(f"adapter {folder}: module {name} is not in {base_name}; it has another base")
-            if tuple(linear[name]) != tuple(update.shape):
-                raise SheetbendError(
-                    f"adapter {folder}: module {name} is {tuple(update.shape)}, but {base_name} has "
-                    f"{tuple(linear[name])}; it has another base"
-                )
+        weight_updates(adapter, model or backbone)  # refuses modules that are missing or of another shape
         config = LoraConfig.from_pretrained(folder)
         config.inference_mode = False
         if model is None:
@@ -91,18 +82,3 @@ def write_adapter(model: PeftModel, task: str, folder: Path, head: dict[str, Ten
         if head:
             save_file({k: v.detach().cpu().contiguous() for k, v in head.items()}, temporary / HEAD_FILE)
         (temporary / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
-
-
-def add_metrics(folder: Path, extra: dict[str, Any]) -> None:
-    """Add entries to the metrics that stand beside an adapter."""
-    path = folder / METRICS_FILE
-    metrics = json.loads(path.read_text()) if path.is_file() else {}
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({**metrics, **extra}, indent=2) + "\n")
-
-
-@torch.no_grad()
-def parameter_count(model: PeftModel, task: str) -> int:
-    """Return the number of trainable values of one task's adapter."""
-    state = get_peft_model_state_dict(model, adapter_name=task, save_embedding_layers=False)
-    return sum(value.numel() for value in state.values())

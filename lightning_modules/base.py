@@ -18,19 +18,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_modules.adapter_folders import find_adapters, install_adapters
 from lightning_modules.backbones import base_name
-from lightning_modules.lora import (
-    BASE_PREFIX,
-    LoRA,
-    adapter_parameters,
-    live_adapter,
-    lora_layers,
-    wrap,
-)
+from lightning_modules.lora import LoRA, adapter_parameters, live_adapter, wrap
 from lightning_modules.metrics import Evaluator
 from lightning_modules.progress import TaskProgress, steps_of_each, warmup_cosine
 from lightning_modules.scores import Score
 from lightning_modules.variants import FINETUNED, PRETRAINED, Variant, finetuned, pretrained
-from mergers import Adapter, SheetbendError
+from mergers import Adapter, SheetbendError, weight_updates
 from mergers.seeding import derive_seed
 
 
@@ -243,7 +236,8 @@ class LoRATasks(LightningModule, ABC):
         return tuple(name for name, progress in self.progress.items() if progress.finished)
 
     def on_fit_start(self) -> None:
-        """Stop at once where a resumed run has nothing left to train."""
+        """Switch dropout on, and stop at once where a resumed run has nothing left to train."""
+        self.train()  # from_pretrained leaves a model in eval mode
         self._stop_if_all_finished()
 
     def on_fit_end(self) -> None:
@@ -266,14 +260,13 @@ class LoRATasks(LightningModule, ABC):
         """Test the pretrained and the finetuned weights, and ``merged`` after them."""
         self.variants = {PRETRAINED: pretrained(), FINETUNED: finetuned(), **merged}
 
-    def variant(self, description: str, deltas: dict[str, Tensor]) -> Variant:
-        """Return the base model plus ``deltas``, {module name: (out, in)}, added in float32, as a `Variant`."""
-        layers = lora_layers(self.model)
+    def variant(self, description: str, merged: Adapter) -> Variant:
+        """Return the base model plus the updates of ``merged``, added in float32, as a `Variant`."""
+        parameters = dict(self.model.named_parameters())
         weights = {}
-        for name, delta in deltas.items():
-            base = layers[name].get_base_layer().weight
-            merged = base.detach().float() + delta.to(base.device, torch.float32)
-            weights[f"model.{BASE_PREFIX}{name}.base_layer.weight"] = merged.to(base.dtype)
+        for name, delta in weight_updates(merged, self.model).items():
+            base = parameters[name].detach()
+            weights[f"model.{name}"] = (base.float() + delta.to(base.device)).to(base.dtype)
         return Variant(description, weights)
 
     @torch.no_grad()

@@ -8,9 +8,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from mergers import Adapter, LowRankUpdate, SheetbendError
+from mergers.models import PEFT_PREFIX
 from mergers.seeding import derive_seed
-
-BASE_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def _linear(module: nn.Module) -> bool:
 def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
     """Return the layers that carry adapters, by their name in the bare backbone."""
     return {
-        name.removeprefix(BASE_PREFIX): module
+        name.removeprefix(PEFT_PREFIX): module
         for name, module in model.named_modules()
         if isinstance(module, LoraLayer)
     }

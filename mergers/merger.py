@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,17 @@ class Merger:
         for value in values:
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise SheetbendError(f"coefficients holds {value!r}; give finite numbers")
+
+    def __str__(self) -> str:
+        """Say in one line what is done, with which settings.
+
+        >>> from mergers import Star, Ties
+        >>> str(Merger("knots", Ties(density=0.3), [Star(eta=40)], coefficients=0.6))
+        'Star(eta=40), then Ties(density=0.3), in KnOTS space, coefficient 0.6'
+        """
+        steps = ", then ".join(_brief(step) for step in (*self.transforms, self.method))
+        scaled = "" if self.coefficients == 1.0 else f", coefficient {self.coefficients}"
+        return f"{steps}, in {_brief(self.space)} space{scaled}"
 
     @property
     def low_rank(self) -> bool:
@@ -174,6 +185,18 @@ class Merger:
 
         updates = dict(zip(modules, map_modules(merge_module, work), strict=True))
         return MergedAdapter(updates, name="merged", **_common_facts(adapters))
+
+
+def _brief(part: Space | Method | Transform) -> str:
+    """Return the name of a step with its numbers, and with whatever else is not as by default."""
+    shown = [
+        f"{field.name}={getattr(part, field.name):g}"
+        if isinstance(getattr(part, field.name), float)
+        else f"{field.name}={getattr(part, field.name)}"
+        for field in fields(part)
+        if getattr(part, field.name) != field.default or field.name in ("density", "drop_rate", "eta")
+    ]
+    return f"{type(part).__name__}({', '.join(shown)})" if shown else type(part).__name__
 
 
 def _common_facts(adapters: Sequence[Adapter]) -> dict[str, Any]:
