@@ -75,7 +75,8 @@ def bars(results: Results) -> Figure:
     width = 0.8 / len(names)
 
     def heights(name: str) -> list[float]:
-        return _percent([*(results.accuracy(name, task) for task in results.tasks), results.mean_accuracy(name)])
+        values = [*(results.accuracy(name, task) for task in results.tasks), results.mean_accuracy(name)]
+        return _percent(values[: len(groups)])
 
     for index, name in enumerate(names):
         offset = (index - (len(names) - 1) / 2) * width

@@ -1,0 +1,107 @@
+"""TensorBoard: one folder a variant, the same tags in all of them, so that they share charts."""
+
+import re
+import struct
+from pathlib import Path
+
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from callbacks.curves import Curves
+from callbacks.results import Results
+
+REPORT = "report"
+
+
+class VariantEvents:
+    """Event files of one phase of a run, ``<folder>/<variant>/events...<phase>``.
+
+    Opening a phase removes the files that the same phase of an earlier or interrupted run has left there: what is
+    written next tells the whole story, and no point stands twice.
+
+    Args:
+        folder: the folder to point TensorBoard at.
+        phase: a word at the end of the file names, ``fit`` or ``test``.
+    """
+
+    def __init__(self, folder: Path, phase: str):
+        self.folder, self.phase = folder, phase
+        self._writers: dict[str, SummaryWriter] = {}
+        for path in folder.glob(f"*/events.out.tfevents.*.{phase}"):
+            path.unlink()
+
+    def __getitem__(self, variant: str) -> SummaryWriter:
+        """Return the writer of ``variant``, opened at first use."""
+        if variant not in self._writers:
+            self._writers[variant] = SummaryWriter(str(self.folder / variant), filename_suffix=f".{self.phase}")
+        return self._writers[variant]
+
+    def scalars(self, variant: str, values: dict[str, float | None], step: int) -> None:
+        """Write one point a tag; ``None`` is left out."""
+        for tag, value in values.items():
+            if value is not None:
+                self[variant].add_scalar(tag, value, step)
+
+    def flush(self) -> None:
+        """Put everything on disk."""
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self) -> None:
+        """Put everything on disk and close the files."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+
+def write_validation(events: VariantEvents, curves: Curves, step: int) -> None:
+    """Write one validation: ``val_accuracy/<task>``, ``val_accuracy/mean`` and ``val_normalised/mean``."""
+    results = Results(curves.scores(step))
+    for name in results.variants:
+        values = {f"val_accuracy/{task}": results.accuracy(name, task) for task in results.tasks}
+        values["val_accuracy/mean"] = results.mean_accuracy(name)
+        values["val_normalised/mean"] = results.mean_normalised(name)
+        events.scalars(name, values, step)
+
+
+def scalars_of_test(results: Results, variant: str) -> dict[str, float | None]:
+    """Return every number of a test under its tag."""
+    values = {f"test_accuracy/{task}": results.accuracy(variant, task) for task in results.tasks}
+    values["test_accuracy/mean"] = results.mean_accuracy(variant)
+    values |= {f"test_normalised/{task}": results.normalised(variant, task) for task in results.tasks}
+    values["test_normalised/mean"] = results.mean_normalised(variant)
+    for k in results.hits:
+        values |= {f"joint_hits@{k}/{task}": results.joint(variant, k, task) for task in ("all", *results.tasks)}
+        values[f"joint_hits@{k}/mean"] = results.joint(variant, k, "mean")
+    return values
+
+
+def write_test(events: VariantEvents, results: Results, step: int, images: dict[str, bytes], text: str) -> None:
+    """Write a test: scalars and hyperparameters of every variant, plots and report under ``report``.
+
+    Args:
+        events: where to.
+        results: what was measured.
+        step: training steps taken before.
+        images: PNG files by tag.
+        text: the report, Markdown; its links to plots are left out.
+    """
+    for name in results.variants:
+        values = scalars_of_test(results, name)
+        events.scalars(name, values, step)
+        settings = {"variant": name, "settings": results.descriptions.get(name, ""), "seed": results.meta.get("seed")}
+        shown = [tag for tag in values if tag.endswith(("/mean", "/all")) and values[tag] is not None]
+        # `add_hparams` would open a run of its own inside that of the variant.
+        for summary in hparams({k: v for k, v in settings.items() if v is not None}, dict.fromkeys(shown, 0.0)):
+            events[name].file_writer.add_summary(summary)
+    for tag, content in images.items():
+        events[REPORT].file_writer.add_summary(_image(tag, content), step)
+    events[REPORT].add_text("report", re.sub(r"!\[.*?\]\(.*?\)\n+", "", text), step)
+
+
+def _image(tag: str, content: bytes) -> Summary:
+    # The bytes go in as they are; `add_image` would decode and encode them again.
+    width, height = struct.unpack(">II", content[16:24])
+    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=content)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
