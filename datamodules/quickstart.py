@@ -240,6 +240,18 @@ class QuickstartDataModule(TaskDataModule):
     ):
         super().__init__(tasks, batch_size, eval_batch_size, batches_per_epoch, num_workers, seed)
 
+    @property
+    def caveats(self) -> list[str]:
+        """What a reader of results should know of the tasks in use."""
+        known = {
+            "textures": "textures: training and test crops come from different parts of the same three photographs, "
+            "which is easier than other photographs would be.",
+            "photographs": "photographs: training and test crops come from different parts of the same eight "
+            "photographs, and colour alone tells many of them apart.",
+            "faces": "faces: 60 test pictures, so one picture is 1.7 points.",
+        }
+        return [known[task.name] for task in self.tasks if task.name in known]
+
     @classmethod
     def known_tasks(cls) -> dict[str, Task]:
         """Return all tasks, by name."""

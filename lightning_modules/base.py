@@ -56,7 +56,7 @@ class LoRATasks(LightningModule, ABC):
     def __init__(
         self,
         backbone: str,
-        lora: LoRA | None = None,
+        lora: LoRA = LoRA(),
         learning_rate: float = 3e-4,
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -74,7 +74,7 @@ class LoRATasks(LightningModule, ABC):
             if value <= 0:
                 raise SheetbendError(f"{name} is {value}; give a number above zero")
         self.backbone_name = backbone
-        self.lora = LoRA() if lora is None else lora
+        self.lora = lora
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.betas = betas

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -27,7 +27,7 @@ class ImageClassifier(LoRATasks):
 
     The logit of a class is ``logit_scale`` times the cosine of the image feature and the class vector; class vectors
     come from the task's prompts through the frozen text tower, computed once and cached. Batches hold uint8 images
-    (N, 3, H, W) of the model's size; they are scaled and normalised on the device.
+    (N, 3, H, W); on the device they are resized where they are not of the model's size, scaled and normalised.
 
     Args:
         backbone: folder of a CLIPModel, the name of one that ships with Sheetbend, or a hub id.
@@ -49,7 +49,7 @@ class ImageClassifier(LoRATasks):
     def __init__(
         self,
         backbone: str,
-        lora: LoRA | None = None,
+        lora: LoRA = LoRA(),
         learning_rate: float = 3e-4,
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -82,9 +82,9 @@ class ImageClassifier(LoRATasks):
         processor, _ = load_pretrained(BaseImageProcessor.get_image_processor_dict, self.backbone_name)
         self.register_buffer("pixel_mean", _per_channel(processor["image_mean"]), persistent=False)
         self.register_buffer("pixel_std", _per_channel(processor["image_std"]), persistent=False)
-        return load_pretrained(
-            CLIPVisionModelWithProjection.from_pretrained, self.backbone_name, attn_implementation="sdpa"
-        )
+        tower = load_pretrained(CLIPVisionModelWithProjection.from_pretrained, self.backbone_name)
+        self.image_size = tower.config.image_size
+        return tower
 
     def build_heads(self, tasks: Sequence[Any]) -> None:
         """Make the class vectors of each task, and of the joint label space."""
@@ -106,7 +106,10 @@ class ImageClassifier(LoRATasks):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Embed uint8 images (N, 3, H, W); return unit vectors (N, d)."""
-        pixels = (inputs.to(self.pixel_mean.dtype) / 255 - self.pixel_mean) / self.pixel_std
+        pixels = inputs.to(self.pixel_mean.dtype) / 255
+        if pixels.shape[-2:] != (self.image_size, self.image_size):
+            pixels = interpolate(pixels, (self.image_size, self.image_size), mode="bicubic", antialias=True).clamp(0, 1)
+        pixels = (pixels - self.pixel_mean) / self.pixel_std
         return normalize(self.model(pixel_values=pixels).image_embeds, dim=-1)
 
     def logits(self, features: Tensor, task: str) -> Tensor:

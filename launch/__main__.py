@@ -1,0 +1,6 @@
+"""``python -m launch`` is ``sheetbend``."""
+
+from launch.cli import main
+
+if __name__ == "__main__":
+    main()
