@@ -158,6 +158,9 @@ class ResultsCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the table below everything else."""
         self._close()
+        if self._pending is not None and trainer.progress_bar_callback is not None:
+            # A live bar would be drawn once more below the table.
+            trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
         self._print(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import plots
@@ -230,6 +230,21 @@ def test_screen(tmp_path, capsys, monkeypatch):
     assert "Test accuracy in %, 100 examples of 2 tasks" in lines[1]
     assert lines[-1].startswith(f"{tmp_path}: report.md, results.json, results.csv; curves: tensorboard --logdir")
     assert not (tmp_path / "plots").exists()
+
+
+def test_the_bar_is_gone_before_the_table(tmp_path, capsys):
+    class Bar(ProgressBar):
+        def teardown(self, trainer, pl_module, stage):
+            print("bar gone")
+
+        def disable(self):
+            pass
+
+    results = ResultsCallback(plots=False, tensorboard=False)
+    one = trainer(tmp_path, results, Bar(), enable_progress_bar=True)
+    one.test(Module(), datamodule=Data(), verbose=False)
+    text = capsys.readouterr().out
+    assert 0 <= text.index("bar gone") < text.index("Test accuracy")
 
 
 def test_validate_shows_and_writes_nothing(tmp_path, capsys):
