@@ -6,6 +6,9 @@ from lightning_modules import LoRATasks, Variant
 from lightning_modules.variants import FINETUNED, PRETRAINED
 from mergers import Merger, SheetbendError
 
+# Variants that are always there, and the other folders that stand beside theirs in tensorboard/.
+RESERVED = (PRETRAINED, FINETUNED, "training", "report")
+
 
 class MergeCallback(Callback):
     """Merge the adapters in every configured way, and have each batch run through all of them.
@@ -21,8 +24,10 @@ class MergeCallback(Callback):
 
     def __init__(self, mergers: dict[str, Merger], while_fitting: bool = True):
         for name in mergers:
-            if name in (PRETRAINED, FINETUNED):
-                raise SheetbendError(f"merger {name!r} has the name of a variant that is always there; choose another")
+            if name in RESERVED:
+                raise SheetbendError(
+                    f"merger {name!r} has a name that stands for something else ({', '.join(RESERVED)}); choose another"
+                )
             if not name or any(character in name for character in "/\\\n") or name.startswith("."):
                 raise SheetbendError(f"merger {name!r} must name a folder: no slash, no leading dot, not empty")
         self.mergers = mergers

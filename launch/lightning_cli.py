@@ -35,7 +35,18 @@ TRAINER_DEFAULTS = {
 
 # Where the name of a misspelled option is looked for.
 KNOWN_OPTIONS = {"seed_everything", "model", "data", "trainer", "test_after_fit", "overwrite"} | option_names(
-    [Trainer, LoRATasks, LoRA, datamodules.TaskDataModule, callbacks.MergeCallback, Merger, Space, Method, Transform]
+    [
+        Trainer,
+        LoRATasks,
+        LoRA,
+        datamodules.TaskDataModule,
+        callbacks.MergeCallback,
+        callbacks.ResultsCallback,
+        Merger,
+        Space,
+        Method,
+        Transform,
+    ]
 )
 
 

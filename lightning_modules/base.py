@@ -312,11 +312,12 @@ class LoRATasks(LightningModule, ABC):
         self._log_scores("test")
 
     def _log_scores(self, stage: str) -> None:
+        # For the progress bar and for callbacks that monitor; ResultsCallback writes the curves of all variants.
         own = [s for s in self._scores if s.variant == FINETUNED and s.metric == "accuracy"]
         for score in own:
-            self.log(f"{stage}_accuracy/{score.task}", score.value)
+            self.log(f"{stage}_accuracy/{score.task}", score.value, logger=False)
         if own:
-            self.log(f"{stage}_accuracy", sum(s.value for s in own) / len(own), prog_bar=True)
+            self.log(f"{stage}_accuracy", sum(s.value for s in own) / len(own), prog_bar=True, logger=False)
 
     def _keep_best(self) -> None:
         improved = []

@@ -237,7 +237,7 @@ def test_what_the_user_can_fix_is_one_line_and_nothing_is_written(config, tmp_pa
         ("method: mean", "method: maen", "unknown method 'maen'"),
         ("seed_everything", "seed_everthing", "unknown option 'seed_everthing' (did you mean 'seed_everything'?)"),
         ("tests.stand_ins.StandIns", "tests.stand_ins.StandIn", "StandIn"),
-        ("knots-ties:", "finetuned:", "merger 'finetuned' has the name of a variant that is always there"),
+        ("knots-ties:", "finetuned:", "merger 'finetuned' has a name that stands for something else"),
     ],
 )
 def test_faults_in_a_config_are_one_line_and_nothing_is_written(config, tmp_path, capsys, old, new, expected):
