@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from datamodules.tasks import Split, Task, fingerprint
-from datamodules.turns import BatchDataset, EvalSampler, TaskOrder, TurnSampler
+from datamodules.turns import BatchDataset, EvalSampler, TaskOrder, TurnLoader, TurnSampler
 from mergers.errors import SheetbendError, did_you_mean
 from mergers.seeding import derive_generator
 
@@ -56,14 +56,17 @@ class TaskDataModule(LightningDataModule):
             if tasks.count(name) > 1:
                 raise SheetbendError(f"task {name!r} is named twice in data.tasks; name it once")
         self.tasks: tuple[Task, ...] = tuple(known[name] for name in tasks)
-        counts = batches_per_epoch.values() if isinstance(batches_per_epoch, dict) else [batches_per_epoch or 1]
+        # None means one pass; 0 is a number, and refused.
+        counts = batches_per_epoch.values() if isinstance(batches_per_epoch, dict) else [batches_per_epoch]
         for name, value in [
             ("batch_size", batch_size),
             ("eval_batch_size", eval_batch_size),
-            *[("batches_per_epoch", count) for count in counts],
+            *[("batches_per_epoch", count) for count in counts if count is not None],
         ]:
             if value < 1:
                 raise SheetbendError(f"data.{name} is {value}; give a number of at least 1")
+        if num_workers < 0:
+            raise SheetbendError(f"data.num_workers is {num_workers}; give 0 or the number of processes")
         if isinstance(batches_per_epoch, dict) and set(batches_per_epoch) != set(tasks):
             odd = ", ".join(sorted(set(batches_per_epoch) ^ set(tasks)))
             raise SheetbendError(f"data.batches_per_epoch and data.tasks differ in {odd}; name the same tasks in both")
@@ -131,7 +134,7 @@ class TaskDataModule(LightningDataModule):
             turn=self.trainer.accumulate_grad_batches if self.trainer else 1,
             finished=self._finished_tasks,
         )
-        return self._loader(splits, sampler)
+        return self._loader(splits, sampler, TurnLoader)
 
     def val_dataloader(self) -> list[DataLoader]:
         """Return one loader a task, in the order of the tasks."""
@@ -147,9 +150,9 @@ class TaskDataModule(LightningDataModule):
             for name, data in self._splits.items()
         ]
 
-    def _loader(self, splits: dict[str, Split], sampler: Any) -> DataLoader:
+    def _loader(self, splits: dict[str, Split], sampler: Any, kind: type[DataLoader] = DataLoader) -> DataLoader:
         # A generator of its own: without one the loader would draw from the global stream.
-        return DataLoader(
+        return kind(
             BatchDataset(splits),
             sampler=sampler,
             batch_size=None,

@@ -1,9 +1,10 @@
 """The order of training batches: tasks take turns, and each sees its own examples in its own order."""
 
 from collections.abc import Callable, Collection, Iterator
+from itertools import islice
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.tasks import Split, TaskBatch
 from mergers.seeding import derive_generator
@@ -79,19 +80,30 @@ class TurnSampler(Sampler[Key]):
     ):
         self.orders, self.batches, self.turn, self.finished = orders, batches, turn, finished
         self.epoch = 0
+        self._resume = (0, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Take up the order of ``epoch``; Lightning calls it, after a resume too."""
         self.epoch = epoch
+
+    def resume_at(self, epoch: int, position: int) -> None:
+        """Begin ``epoch`` at its key number ``position``; other epochs begin at their first."""
+        self._resume = (epoch, position)
+
+    @property
+    def start(self) -> int:
+        """How many keys of the present epoch are left out, since an interrupted run has had them."""
+        epoch, position = self._resume
+        return position if epoch == self.epoch else 0
 
     def __len__(self) -> int:
         """Return the number of turns' batches in one epoch, empty ones included."""
         return turn_count(self.batches, self.turn)
 
     def __iter__(self) -> Iterator[Key]:
-        """Yield the keys of one epoch."""
+        """Yield the keys of one epoch, or those that an interrupted one has left."""
         finished = set(self.finished())
-        for task, number in interleave(self.batches, self.turn):
+        for task, number in islice(interleave(self.batches, self.turn), self.start, None):
             if number is None or task in finished:
                 yield task, None
             else:
@@ -124,3 +136,29 @@ class BatchDataset(Dataset[TaskBatch]):
         """Return the batch of (task, example indices)."""
         task, indices = key
         return TaskBatch(task, None, None) if indices is None else TaskBatch(task, *self.splits[task].batch(indices))
+
+
+class TurnLoader(DataLoader):
+    """A loader over a `TurnSampler` that a checkpoint can resume, in the middle of an epoch too."""
+
+    _given = 0  # batches of the present epoch that have been handed out
+
+    def __iter__(self) -> Iterator[TaskBatch]:
+        """Yield the batches of one epoch.
+
+        Nothing is drawn before the first batch is asked for: Lightning makes the first iterator before it says
+        which epoch a resumed run is in, and workers would fetch that epoch's batches ahead.
+        """
+        self._given = self.sampler.start
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and how many of its batches have been handed out."""
+        return {"epoch": self.sampler.epoch, "position": self._given}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on after the batches that had been handed out."""
+        if state_dict["position"] < len(self):
+            self.sampler.resume_at(state_dict["epoch"], state_dict["position"])

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules import ArrayData
 from mergers import SheetbendError
@@ -30,11 +31,11 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(datamodule, module=None, **flags):
+def fit(datamodule, module=None, ckpt_path=None, **flags):
     module = module or Recorder()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     flags = {"max_epochs": 2, "num_sanity_val_steps": 0, "enable_checkpointing": False, **flags}
-    Trainer(**quiet, **flags).fit(module, datamodule)
+    Trainer(**quiet, **flags).fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
     return module.seen
 
 
@@ -68,6 +69,27 @@ def test_workers_change_nothing():
     assert fit(StandIns(["hue", "shade"], num_workers=2)) == fit(StandIns(["hue", "shade"]))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("step", [9, 11, 15, 18])
+def test_a_resumed_run_sees_the_batches_that_are_left(tmp_path, workers, step):
+    """Epochs have 11 batches, with the last one alone at its end: checkpoints before, at and after an epoch's end."""
+
+    def train(**flags):
+        return fit(StandIns(["hue", "shade"], num_workers=workers), max_epochs=3, limit_val_batches=0, **flags)
+
+    saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=step, save_top_k=-1, save_on_train_epoch_end=False)
+    whole = train(callbacks=[saver], enable_checkpointing=True)
+    assert len(whole) == 33
+    assert train(ckpt_path=tmp_path / f"step={step}.ckpt") == whole[step:]
+
+
+def test_a_run_resumed_between_epochs_sees_the_batches_that_are_left(tmp_path):
+    saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    whole = fit(StandIns(["hue", "shade"]), callbacks=[saver], enable_checkpointing=True, limit_val_batches=0)
+    resumed = fit(StandIns(["hue", "shade"], num_workers=2), ckpt_path=tmp_path / "epoch=0.ckpt", limit_val_batches=0)
+    assert resumed == whole[11:]
+
+
 def test_a_finished_task_gets_empty_turns():
     module = Recorder()
     module.finished_tasks = ("hue",)
@@ -89,6 +111,8 @@ def test_the_seed_of_seed_everything_is_taken(monkeypatch):
         ({"tasks": []}, "data.tasks is empty"),
         ({"tasks": ["hue", "hue"]}, "'hue' is named twice"),
         ({"tasks": ["hue"], "batch_size": 0}, "data.batch_size is 0"),
+        ({"tasks": ["hue"], "num_workers": -1}, "data.num_workers is -1"),
+        ({"tasks": ["hue"], "batches_per_epoch": 0}, "data.batches_per_epoch is 0"),
         ({"tasks": ["hue"], "batches_per_epoch": -3}, "data.batches_per_epoch is -3"),
         ({"tasks": ["hue", "tint"], "batches_per_epoch": {"hue": 2}}, "differ in tint"),
     ],

@@ -52,9 +52,12 @@ def test_crops_of_different_splits_share_no_pixel():
 
 
 def test_the_bands_of_the_real_photographs_are_apart_and_hold_a_crop():
-    for picture, (_, side, *_) in zip(quickstart.photograph_parts(), quickstart.PHOTOGRAPHS, strict=True):
+    sides = [side for _, side, *_ in quickstart.PHOTOGRAPHS]
+    textures = [quickstart._photograph(f"{name}.png") for name in ("brick", "grass", "gravel")]
+    for picture, side in [*zip(quickstart.photograph_parts(), sides, strict=True), *((t, 48) for t in textures)]:
         edges = list(pictures.bands(picture.shape[1], quickstart.SHARES, gap=8).values())
         assert all(right[0] - left[1] == 8 for left, right in itertools.pairwise(edges))
+        assert edges[0][0] == 0 and edges[-1][1] == picture.shape[1]
         assert all(stop - start >= side for start, stop in edges)
 
 

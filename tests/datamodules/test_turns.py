@@ -58,6 +58,15 @@ def test_a_resumed_epoch_goes_on_where_the_last_one_ended():
     assert sorted(indices[:13]) == sorted(indices[13:26]) == list(range(13))
 
 
+def test_a_resumed_sampler_leaves_out_what_was_had_in_that_epoch_only():
+    made = sampler(["x", "y"], epoch=2)
+    whole = list(made)
+    made.resume_at(2, 3)
+    assert list(made) == whole[3:] and len(made) == len(whole)
+    made.set_epoch(3)
+    assert len(list(made)) == len(whole)
+
+
 def test_the_order_follows_the_seed():
     orders = [TaskOrder("a", 50, 50, seed).batch(0) for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
