@@ -133,6 +133,7 @@ class TaskDataModule(LightningDataModule):
             {name: self.batches_per_epoch(name) for name in names},
             turn=self.trainer.accumulate_grad_batches if self.trainer else 1,
             finished=self._finished_tasks,
+            same_epoch=bool(self.trainer and self.trainer.overfit_batches),
         )
         return self._loader(splits, sampler, TurnLoader)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from datamodules.tasks import Split, TaskBatch
 from mergers.seeding import derive_generator
@@ -61,14 +61,18 @@ class TaskOrder:
         return self._pass[1][position * self.batch_size : (position + 1) * self.batch_size]
 
 
-class TurnSampler(Sampler[Key]):
+class TurnSampler(SequentialSampler):
     """Keys (task, example indices) of one epoch's training batches.
+
+    By type a ``SequentialSampler``, since Lightning puts one over the examples in the place of any other sampler
+    where ``overfit_batches`` is set; ``same_epoch`` does what that flag asks for.
 
     Args:
         orders: the batch order of each task.
         batches: batches of each task in one epoch.
         turn: batches in a row of one task; the number of accumulated batches.
         finished: returns the names of tasks that have stopped; their turns yield (task, None).
+        same_epoch: whether every epoch repeats the first.
     """
 
     def __init__(
@@ -77,8 +81,10 @@ class TurnSampler(Sampler[Key]):
         batches: dict[str, int],
         turn: int = 1,
         finished: Callable[[], Collection[str]] = tuple,
+        same_epoch: bool = False,
     ):
         self.orders, self.batches, self.turn, self.finished = orders, batches, turn, finished
+        self.same_epoch = same_epoch
         self.epoch = 0
         self._resume = (0, 0)
 
@@ -103,14 +109,15 @@ class TurnSampler(Sampler[Key]):
     def __iter__(self) -> Iterator[Key]:
         """Yield the keys of one epoch, or those that an interrupted one has left."""
         finished = set(self.finished())
+        epoch = 0 if self.same_epoch else self.epoch
         for task, number in islice(interleave(self.batches, self.turn), self.start, None):
             if number is None or task in finished:
                 yield task, None
             else:
-                yield task, self.orders[task].batch(self.epoch * self.batches[task] + number)
+                yield task, self.orders[task].batch(epoch * self.batches[task] + number)
 
 
-class EvalSampler(Sampler[Key]):
+class EvalSampler(SequentialSampler):
     """Keys of one task's examples in their order, ``batch_size`` at a time."""
 
     def __init__(self, task: str, size: int, batch_size: int):

@@ -58,6 +58,13 @@ def test_batches_are_the_same_alone_and_together(accumulate, batches):
     assert of("tint", together) == of("tint", alone)
 
 
+def test_overfit_batches_repeats_the_first_batches_of_the_turns():
+    seen = fit(StandIns(["hue", "shade"]), overfit_batches=4, limit_val_batches=0)
+    first, second = ([entry[1:] for entry in seen if entry[0] == epoch] for epoch in (0, 1))
+    whole = fit(StandIns(["hue", "shade"]), max_epochs=1, limit_val_batches=0)
+    assert first == second == [entry[1:] for entry in whole[:4]]
+
+
 def test_epochs_and_seeds_change_the_order():
     seen = of("hue", fit(StandIns(["hue"])))
     epochs = [[labels for epoch, _, labels in seen if epoch == number] for number in (0, 1)]
