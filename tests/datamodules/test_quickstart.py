@@ -10,7 +10,7 @@ import torch
 from datamodules import QuickstartDataModule, pictures, quickstart
 from mergers import SheetbendError
 
-ALWAYS = ["digits", "mnist", "textures", "photographs", "faces"]
+ALWAYS = ["digits", "mnist", "textures", "photographs", "scenes", "faces"]
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +52,10 @@ def test_crops_of_different_splits_share_no_pixel():
 
 
 def test_the_bands_of_the_real_photographs_are_apart_and_hold_a_crop():
-    sides = [side for _, side, *_ in quickstart.PHOTOGRAPHS]
-    textures = [quickstart._photograph(f"{name}.png") for name in ("brick", "grass", "gravel")]
-    for picture, side in [*zip(quickstart.photograph_parts(), sides, strict=True), *((t, 48) for t in textures)]:
-        edges = list(pictures.bands(picture.shape[1], quickstart.SHARES, gap=8).values())
+    for photograph in (*quickstart.PHOTOGRAPHS, *quickstart.SCENES):
+        edges = list(pictures.bands(photograph.read().shape[1], quickstart.SHARES, gap=8).values())
         assert all(right[0] - left[1] == 8 for left, right in itertools.pairwise(edges))
-        assert edges[0][0] == 0 and edges[-1][1] == picture.shape[1]
-        assert all(stop - start >= side for start, stop in edges)
+        assert all(stop - start >= photograph.side for start, stop in edges)
 
 
 def test_digits_and_mnist_share_their_labels(loaded):
@@ -75,7 +72,14 @@ def test_splits_depend_on_nothing_but_the_task(loaded):
 
 def test_a_picture_knows_its_label(loaded):
     """The nearest training picture has the same label far more often than chance: labels are not shuffled."""
-    for task, least in [("digits", 0.9), ("mnist", 0.85), ("textures", 0.4), ("photographs", 0.5), ("faces", 0.6)]:
+    for task, least in [
+        ("digits", 0.9),
+        ("mnist", 0.85),
+        ("textures", 0.4),
+        ("photographs", 0.5),
+        ("scenes", 0.4),
+        ("faces", 0.6),
+    ]:
         train, test = loaded.split(task, "train"), loaded.split(task, "test")
         distances = torch.cdist(test.inputs.flatten(1).float(), train.inputs.flatten(1).float())
         hits = (train.labels[distances.argmin(1)] == test.labels).float().mean()
@@ -89,7 +93,9 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
 
 
 def test_a_missing_debian_package_is_named_with_its_command(monkeypatch, tmp_path):
-    moved = [dataclasses.replace(e, source=tmp_path / "none") for e in quickstart.QUICKSTART if e.task.name != "digits"]
+    moved = [
+        dataclasses.replace(e, sources=(tmp_path / "none",)) for e in quickstart.QUICKSTART if e.task.name != "digits"
+    ]
     monkeypatch.setattr(quickstart, "QUICKSTART", moved)
     with pytest.raises(SheetbendError, match="apt-get install dataset-fashion-mnist"):
         QuickstartDataModule(["fashion_mnist"])
