@@ -19,7 +19,7 @@ from mergers.errors import SheetbendError  # noqa: E402
 from mergers.files import atomic_write  # noqa: E402
 
 TEMPLATE = Path(__file__).with_name("card.md")
-TASKS = ("digits", "mnist", "textures", "photographs", "faces", "fashion_mnist")
+TASKS = ("digits", "mnist", "textures", "photographs", "scenes", "faces", "fashion_mnist")
 
 
 class ZeroShot(NamedTuple):

@@ -36,9 +36,9 @@ def main(args: Sequence[str] | None = None) -> None:
     for pattern in BENIGN_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
     try:
-        _quiet_libraries()
         from launch.lightning_cli import SheetbendCLI
 
+        _quiet_libraries()
         SheetbendCLI(words)
     except SheetbendError as error:
         fail(str(error))
@@ -54,6 +54,6 @@ def fail(message: str) -> NoReturn:
 
 
 def _quiet_libraries() -> None:
-    """Leave the screen to our own output; warnings still come through."""
+    """Leave the screen to our own output; warnings still come through. Lightning sets its levels when imported."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
