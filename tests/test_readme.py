@@ -52,7 +52,7 @@ def test_a_datamodule_of_ones_own(workplace):
         np.savez(workplace / "my_data" / f"{task}.npz", **arrays)
     command = (
         f"{sys.executable} -m launch fit --config {ROOT}/configs/quickstart.yaml --data my_data.MyImages "
-        "--data.tasks [pets,fruit] --trainer.default_root_dir runs/mine --trainer.max_epochs 1 --trainer.accelerator cpu"
+        "--data.tasks [pets,fruit] --trainer.default_root_dir runs/mine --trainer.max_epochs 1"
     )
     environment = {"PYTHONPATH": f".:{ROOT}", "PATH": "/usr/bin", "HF_HUB_OFFLINE": "1", "HOME": str(workplace)}
     done = subprocess.run(command.split(), capture_output=True, text=True, env=environment, check=False)
