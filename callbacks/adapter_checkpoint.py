@@ -12,24 +12,38 @@ class AdapterCheckpoint(Callback):
     """Write ``<run folder>/adapters/<task>`` whenever a validation finds that task's best adapter so far.
 
     The folder is what `PeftModel.from_pretrained` loads; the task's head (head.safetensors) and metrics.json
-    (accuracy, training batches, base model, fingerprints of the data splits) stand beside the weights.
+    (accuracy, training batches, base model, fingerprints of the data splits) stand beside the weights. A task that no
+    validation has measured is written as it stands when training ends, and so is a folder that has gone missing.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LoRATasks) -> None:
         """Write the adapters that have improved."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run or not trainer.is_global_zero:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            for task in pl_module.improved:
+                self._write(trainer, pl_module, task)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LoRATasks) -> None:
+        """Write what is not there yet."""
+        pl_module.restore_best()
+        for task in pl_module.task_names:
+            if task not in pl_module.best or not _folder(trainer, task).is_dir():
+                self._write(trainer, pl_module, task)
+
+    def _write(self, trainer: Trainer, module: LoRATasks, task: str) -> None:
+        if trainer.fast_dev_run or not trainer.is_global_zero:
             return
-        fingerprints = trainer.datamodule.fingerprints() if pl_module.improved else {}
-        for task in pl_module.improved:
-            progress = pl_module.progress[task]
-            metrics = {
-                "task": task,
-                "base_model": pl_module.base_name,
-                "val_accuracy": progress.best,
-                "batches": progress.best_batches,
-                "epoch": trainer.current_epoch,
-                "seed": pl_module.seed,
-                "splits": fingerprints.get(task, {}),
-            }
-            folder = Path(trainer.default_root_dir) / "adapters" / task
-            write_adapter(pl_module.model, task, folder, pl_module.head_tensors(task), metrics)
+        progress = module.progress[task]
+        measured = task in module.best
+        metrics = {
+            "task": task,
+            "base_model": module.base_name,
+            "val_accuracy": progress.best if measured else None,
+            "batches": progress.best_batches if measured else progress.batches,
+            "seed": module.seed,
+            "splits": trainer.datamodule.fingerprints().get(task, {}),
+        }
+        write_adapter(module.model, task, _folder(trainer, task), module.head_tensors(task), metrics)
+
+
+def _folder(trainer: Trainer, task: str) -> Path:
+    return Path(trainer.default_root_dir) / "adapters" / task

@@ -1,6 +1,7 @@
 """Merged models in the evaluation loop."""
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_modules import LoRATasks, Variant
 from lightning_modules.variants import FINETUNED, PRETRAINED
@@ -40,10 +41,15 @@ class MergeCallback(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LoRATasks) -> None:
         """Merge for this validation."""
-        if trainer.state.fn != "fit" or (self.while_fitting and not trainer.sanity_checking):
+        if trainer.state.fn != "fit":
             pl_module.set_variants(self.build_variants(pl_module))
-        else:
-            pl_module.set_variants({})
+            return
+        pl_module.set_variants({})
+        if self.while_fitting and not trainer.sanity_checking:
+            try:
+                pl_module.set_variants(self.build_variants(pl_module))
+            except SheetbendError as error:  # a task has diverged: the others go on, and the test will say so again
+                rank_zero_warn(f"not merged at this validation: {error}")
 
     def on_test_start(self, trainer: Trainer, pl_module: LoRATasks) -> None:
         """Merge for this test; by now a checkpoint's weights are in place."""
@@ -61,5 +67,5 @@ class MergeCallback(Callback):
 def _release(module: LoRATasks) -> None:
     """Drop the tensors but keep the descriptions, which the report reads."""
     module.variants = {
-        name: Variant(variant.description, own_adapter=variant.own_adapter) for name, variant in module.variants.items()
+        name: Variant(variant.description, None, variant.own_adapter) for name, variant in module.variants.items()
     }

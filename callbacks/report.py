@@ -115,7 +115,10 @@ def _settings(results: Results) -> list[str]:
 def _repeat(command: str | None) -> list[str]:
     if command is None:
         return []
-    words = "`config.yaml` beside this file holds every setting of the run, defaults included."
+    words = (
+        "`config.yaml` beside this file holds every setting of the run, defaults included; where a later `test` made "
+        "this report, `test_config.yaml` does."
+    )
     return ["## How to repeat", f"```\n{command}\n```", words]
 
 

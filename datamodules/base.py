@@ -2,6 +2,7 @@
 
 import os
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
@@ -9,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from datamodules.tasks import Split, Task, fingerprint
-from datamodules.turns import BatchDataset, EvalSampler, TaskOrder, TurnLoader, TurnSampler
+from datamodules.turns import BatchDataset, EvalSampler, TaskOrder, TurnLoader, TurnSampler, interleave
 from mergers.errors import SheetbendError, did_you_mean
 from mergers.seeding import derive_generator
 
@@ -111,13 +112,19 @@ class TaskDataModule(LightningDataModule):
             return self._given_batches[task]
         return self._given_batches or -(-len(self._splits[task]["train"]) // self.batch_size)
 
+    def steps_per_epoch(self) -> dict[str, int]:
+        """Return the optimiser steps of each task in one epoch, under the trainer's limit and accumulation."""
+        turn = self.trainer.accumulate_grad_batches
+        batches = {task.name: self.batches_per_epoch(task.name) for task in self.tasks}
+        items, limit = list(interleave(batches, turn)), self.trainer.limit_train_batches
+        kept = items[: limit if isinstance(limit, int) else int(limit * len(items))]
+        # The last step of an epoch may accumulate fewer batches.
+        steps = Counter(task for task, _ in kept[::turn])
+        return {task: steps[task] for task in batches}
+
     def fingerprints(self) -> dict[str, dict[str, str]]:
         """Return a hash of every split, {task: {split: 64 hexadecimal digits}}; after `setup`."""
         return {task: dict(splits) for task, splits in self._fingerprints.items()}
-
-    def sizes(self) -> dict[str, dict[str, int]]:
-        """Return the number of examples, {task: {split: n}}; after `setup`."""
-        return {task: {name: len(splits[name]) for name in SPLITS} for task, splits in self._splits.items()}
 
     def split(self, task: str, name: str) -> Split:
         """Return one split of one task; after `setup`."""

@@ -5,6 +5,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -261,28 +262,11 @@ class QuickstartDataModule(TaskDataModule):
     """Image tasks of 32 x 32 pixels out of pip packages (and one of Debian's): nothing is downloaded at run time.
 
     Known tasks: digits, mnist, textures, photographs, scenes, faces; fashion_mnist where Debian's package is installed.
-
-    Args:
-        tasks: names of the tasks, in the order of tables and turns.
-        batch_size: examples in a training batch.
-        eval_batch_size: examples in a validation or test batch; results do not depend on it.
-        batches_per_epoch: training batches of each task in an epoch (one number, or a map from task name to number);
-            passes over the examples follow each other without regard to epochs. None: one pass an epoch.
-        num_workers: processes that load batches; 0 loads them in the main process.
-        seed: of the order of training examples; none takes the one given to ``seed_everything``, else 0. Splits do
-            not depend on it.
     """
 
-    def __init__(
-        self,
-        tasks: list[str],
-        batch_size: int = 64,
-        eval_batch_size: int = 256,
-        batches_per_epoch: int | dict[str, int] | None = None,
-        num_workers: int = 0,
-        seed: int | None = None,
-    ):
-        super().__init__(tasks, batch_size, eval_batch_size, batches_per_epoch, num_workers, seed)
+    def __init__(self, *args: Any, **kwargs: Any):
+        # Passed on by hand, for --help to find what the base class says of each argument.
+        super().__init__(*args, **kwargs)
 
     @property
     def caveats(self) -> list[str]:

@@ -1,12 +1,18 @@
 """What a task is, and what a batch of it looks like."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from mergers.errors import SheetbendError
+
+# What stands for all tasks in tables.
+RESERVED = ("all", "mean")
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,21 @@ class Task:
     templates: tuple[str, ...]
     label_set: str | None = None
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name) or self.name in RESERVED:
+            raise SheetbendError(
+                f"task name {self.name!r}: it names a folder and a column; use letters, digits, _ and -, "
+                f"and none of {', '.join(RESERVED)}"
+            )
+        repeated = sorted({name for name in self.class_names if self.class_names.count(name) > 1})
+        if repeated or not self.class_names:
+            raise SheetbendError(
+                f"task {self.name}: class names must be there and differ ({', '.join(repeated) or 'none'})"
+            )
+        for template in self.templates:
+            if "{}" not in template:
+                raise SheetbendError(f"task {self.name}: template {template!r} has no {{}} for the class name")
+
 
 class TaskBatch(NamedTuple):
     """One batch of one task.
@@ -41,7 +62,13 @@ class TaskBatch(NamedTuple):
 
 
 class Split(Protocol):
-    """The examples of one split of one task; on disk or in memory."""
+    """The examples of one split of one task; on disk or in memory.
+
+    Attributes:
+        labels: int64 (N,).
+    """
+
+    labels: Tensor
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -89,5 +116,5 @@ def fingerprint(split: Split) -> str:
     digest = hashlib.sha256()
     for key in split.example_keys():
         digest.update(key)
-    digest.update(split.batch(list(range(len(split))))[1].numpy().tobytes())
+    digest.update(split.labels.numpy().tobytes())
     return digest.hexdigest()

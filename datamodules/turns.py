@@ -16,17 +16,20 @@ def interleave(batches: dict[str, int], turn: int = 1) -> Iterator[tuple[str, in
     """Yield (task, batch number) for one epoch.
 
     Each task has ``turn`` batches in a row, then the next one has its turn; tasks with fewer batches end earlier. A
-    last turn that is not full is filled with (task, None), so that an optimiser step over ``turn`` accumulated
-    batches never mixes tasks.
+    last turn that is not full begins with (task, None), so that an optimiser step over ``turn`` accumulated batches
+    never mixes tasks; it comes before the real batches, since mixed precision skips a step whose last batch is empty.
 
     >>> list(interleave({"a": 3, "b": 1}, turn=2))
-    [('a', 0), ('a', 1), ('b', 0), ('b', None), ('a', 2), ('a', None)]
+    [('a', 0), ('a', 1), ('b', None), ('b', 0), ('a', None), ('a', 2)]
     """
     for start in range(0, max(batches.values(), default=0), turn):
         for task, count in batches.items():
             if start < count:
-                for number in range(start, start + turn):
-                    yield task, number if number < count else None
+                stop = min(start + turn, count)
+                for _ in range(start + turn - stop):
+                    yield task, None
+                for number in range(start, stop):
+                    yield task, number
 
 
 def turn_count(batches: dict[str, int], turn: int = 1) -> int:

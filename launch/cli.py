@@ -42,6 +42,10 @@ def main(args: Sequence[str] | None = None) -> None:
         SheetbendCLI(words)
     except SheetbendError as error:
         fail(str(error))
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         print("\ninterrupted before the run began; nothing was lost, the same command starts again", flush=True)
         raise SystemExit(INTERRUPTED) from None

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import callbacks
 import datamodules
@@ -104,6 +106,9 @@ class SheetbendCLI(LightningCLI):
             help="Let ``fit`` replace the run that the run folder (trainer.default_root_dir) already holds.",
         )
 
+    def _parse_ckpt_path(self) -> None:
+        """Take no settings from a checkpoint: ours hold none, and the configuration says what counts."""
+
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Parse ``args``, not ``sys.argv``."""
         self.config = parser.parse_args(args)
@@ -112,6 +117,8 @@ class SheetbendCLI(LightningCLI):
         """Build data, model and trainer; what a class says against its arguments becomes one line."""
         try:
             super().instantiate_classes()
+        except MisconfigurationException as error:
+            raise SheetbendError(f"trainer: {' '.join(str(error).split())}") from None
         except ValueError as error:
             if "Does not validate against" not in str(error):
                 raise
@@ -148,8 +155,27 @@ class SheetbendCLI(LightningCLI):
         """The run folder."""
         return Path(self._get(self.config, "trainer")["default_root_dir"])
 
+    def _check(self, checkpoint: str | Path | None) -> None:
+        """Refuse a checkpoint that cannot be read, before anything is written."""
+        if checkpoint is None:
+            return
+        if not Path(checkpoint).is_file():
+            raise SheetbendError(f"checkpoint {checkpoint} does not exist; give the path of a .ckpt file")
+        try:
+            torch.load(checkpoint, map_location="cpu", weights_only=True)
+        except Exception:
+            raise SheetbendError(
+                f"checkpoint {checkpoint} is damaged or holds more than weights; fit again with --overwrite true"
+            ) from None
+
     def _prepare(self, model: LoRATasks, datamodule: LightningDataModule, fresh: bool) -> None:
         """Load data and model before anything is written, so that what fails for want of them leaves no trace."""
+        processes = self.trainer.num_devices * self.trainer.num_nodes
+        if processes > 1:  # before Lightning starts them
+            raise SheetbendError(
+                f"trainer.devices and num_nodes make {processes} processes; tasks take turns on one device, give "
+                "--trainer.devices 1"
+            )
         datamodule.prepare_data()
         datamodule.setup(self.subcommand)
         model.build(datamodule.tasks, fresh=fresh, run_folder=self.folder)
@@ -163,6 +189,7 @@ class SheetbendCLI(LightningCLI):
             if not overwrite and checkpoint is None:
                 settings = yaml.safe_load(self._parser("fit").dump(options, skip_none=False))
                 checkpoint = resume_point(self.folder, settings)
+            self._check(checkpoint)
             self._prepare(model, datamodule, fresh=True)
             if overwrite:
                 clear(self.folder)
@@ -181,6 +208,7 @@ class SheetbendCLI(LightningCLI):
         self._measure(self.trainer.test, model, datamodule, ckpt_path)
 
     def _measure(self, verb: Any, model: LoRATasks, datamodule: LightningDataModule, ckpt_path: str | None) -> None:
+        self._check(ckpt_path)
         # A checkpoint brings its own adapters; without one they come from folders.
         self._prepare(model, datamodule, fresh=ckpt_path is not None)
         options = {} if ckpt_path is None else {"ckpt_path": ckpt_path, "weights_only": True}
@@ -189,6 +217,8 @@ class SheetbendCLI(LightningCLI):
     def _run(self, verb: Any, *args: Any, **kwargs: Any) -> None:
         try:
             verb(*args, **kwargs)
+        except MisconfigurationException as error:
+            raise SheetbendError(f"trainer: {' '.join(str(error).split())}") from None
         except SystemExit:
             # Lightning turns Ctrl-C into exit status 1.
             raise SystemExit(cli.INTERRUPTED if self.interruption.happened else 1) from None

@@ -23,6 +23,7 @@ OUTPUTS = (
     "results.csv",
     "results.json",
     "tensorboard",
+    "test_config.yaml",
 )
 # Flags of the Trainer that change what training computes. The others may differ between an interrupted run and
 # the one that goes on.
@@ -69,7 +70,7 @@ def resume_point(folder: Path, config: dict[str, Any]) -> Path | None:
         SheetbendError: the folder holds a run with other settings.
     """
     checkpoint = folder / CHECKPOINT
-    if not checkpoint.is_file():
+    if not any((folder / name).exists() for name in (CHECKPOINT, "adapters", "results.json")):
         return None
     saved_file = folder / "config.yaml"
     saved = training_settings(yaml.safe_load(saved_file.read_text()) if saved_file.is_file() else {})
@@ -82,7 +83,7 @@ def resume_point(folder: Path, config: dict[str, Any]) -> Path | None:
             f"{folder} holds a run with other settings ({key}: {saved.get(key)} there, {given.get(key)} now{more}); "
             "give another --trainer.default_root_dir, or --overwrite true to replace that run"
         )
-    return checkpoint
+    return checkpoint if checkpoint.is_file() else None
 
 
 def clear(folder: Path) -> None:
@@ -96,15 +97,18 @@ def clear(folder: Path) -> None:
 
 
 class SaveConfig(SaveConfigCallback):
-    """Save the whole configuration to ``<run folder>/config.yaml``; any subcommand reads it back."""
+    """Save the whole configuration in the run folder, ``config.yaml`` of fit and ``test_config.yaml`` of test.
+
+    Any subcommand reads either.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file; ``validate`` and ``test`` leave the one of ``fit`` as it is."""
-        path = Path(trainer.default_root_dir) / "config.yaml"
-        if stage != "fit" and path.exists():
+        """Write the file."""
+        path = Path(trainer.default_root_dir) / ("config.yaml" if stage == "fit" else "test_config.yaml")
+        if stage == "validate":  # it writes nothing
             return
         with atomic_write(path) as temporary:
             temporary.write_text(self.parser.dump(self.config, skip_none=False, skip_link_targets=False))

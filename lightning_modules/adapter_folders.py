@@ -72,7 +72,8 @@ def write_adapter(model: PeftModel, task: str, folder: Path, head: dict[str, Ten
     """
     state = get_peft_model_state_dict(model, adapter_name=task, save_embedding_layers=False)
     config = LoraConfig(**{**model.peft_config[task].to_dict(), "inference_mode": True})
-    config.target_modules = sorted(config.target_modules)
+    if not isinstance(config.target_modules, str):  # a set, which would be written in another order each time
+        config.target_modules = sorted(config.target_modules)
     with atomic_folder(folder) as temporary:
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in state.items()},

@@ -3,10 +3,12 @@
 import contextlib
 import hashlib
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from transformers.utils import logging as transformers_logging
 
 from mergers import SheetbendError
@@ -79,16 +81,18 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def content_key(name: str, revision: str | None) -> str:
-    """Return a short hash that changes when the model's files do: of their bytes, or of the hub's revision."""
+def content_key(name: str) -> str:
+    """Return a short hash that changes when the model does: of a folder's files, or of the hub's revision."""
     source = Path(locate(name))
-    digest = hashlib.sha256(name.encode() if not source.is_dir() else b"")
+    digest = hashlib.sha256()
     if source.is_dir():
-        for path in sorted(source.iterdir()):
-            if path.suffix in (".safetensors", ".json", ".txt"):
-                with path.open("rb") as file:
-                    digest.update(path.name.encode())
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        for path in sorted(path for path in source.iterdir() if path.is_file()):
+            with path.open("rb") as file:
+                digest.update(path.name.encode())
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     else:
-        digest.update(str(revision).encode())
+        # The cache keeps a file in a folder named after its revision. A model that is not there is no one's double.
+        cached = try_to_load_from_cache(name, "config.json")
+        revision = Path(cached).parent.name if isinstance(cached, str) else uuid.uuid4().hex
+        digest.update(f"{name}@{revision}".encode())
     return digest.hexdigest()[:16]

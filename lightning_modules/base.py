@@ -203,9 +203,7 @@ class LoRATasks(LightningModule, ABC):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return one AdamW with a parameter group a task, and a schedule that counts each task's own steps."""
-        accumulate = self.trainer.accumulate_grad_batches
-        batches = {name: self.trainer.datamodule.batches_per_epoch(name) for name in self.task_names}
-        per_epoch = {name: -(-count // accumulate) for name, count in batches.items()}
+        per_epoch = self.trainer.datamodule.steps_per_epoch()
         max_epochs, max_steps = self.trainer.max_epochs, self.trainer.max_steps
         if max_steps == -1 and max_epochs in (-1, None):
             raise SheetbendError(
@@ -275,6 +273,8 @@ class LoRATasks(LightningModule, ABC):
         if variant.own_adapter:
             self.activate(task)
             return self(inputs)
+        if variant.weights is None:
+            raise RuntimeError(f"the weights of this variant have been let go: {variant.description}")
         with self.model.disable_adapter():
             return functional_call(self, variant.weights, (inputs,))
 
@@ -355,8 +355,21 @@ class LoRATasks(LightningModule, ABC):
             raise SheetbendError(
                 f"checkpoint holds the tasks {saved}, this run has {', '.join(self.task_names)}; give the same tasks"
             )
+        expected = {
+            f"model.{k}": p.shape for n in self.task_names for k, p in adapter_parameters(self.model, n).items()
+        }
+        found = {key: value.shape for key, value in checkpoint["state_dict"].items()}
+        if found != expected:
+            key = next(iter(dict(set(expected.items()) ^ set(found.items()))))
+            raise SheetbendError(
+                f"checkpoint does not fit model.init_args.lora: {key} differs; give the rank and target_modules it was "
+                "trained with"
+            )
         self.progress = {name: TaskProgress(**state) for name, state in checkpoint["tasks"].items()}
         self.best = checkpoint["best"]
+        if self.trainer.state.fn != "fit":  # measured are the best adapters, as from their folders
+            for state in self.best.values():
+                checkpoint["state_dict"].update({f"model.{key}": value for key, value in state.items()})
 
 
 def _bind(function: Any, name: str) -> Any:

@@ -14,12 +14,13 @@ class Variant:
 
     Attributes:
         description: one line for the report: what the weights are and with which settings they were made.
-        weights: tensors that replace those of the base model, by parameter name; none of them: the base itself.
+        weights: tensors that replace those of the base model, by parameter name; empty: the base itself; None: they
+            have been let go, and only the description is left.
         own_adapter: each batch runs through the adapter of its own task, and ``weights`` is not used.
     """
 
     description: str
-    weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    weights: dict[str, Tensor] | None = field(default_factory=dict, repr=False)
     own_adapter: bool = False
 
 

@@ -281,6 +281,12 @@ def check_same_base(adapters: Sequence[Adapter], same_base: bool = False) -> Non
     for adapter in adapters:
         if not adapter:
             raise SheetbendError(f"adapter {adapter.label}: it has no modules; train it on at least one")
+        for module, update in adapter.items():
+            if not all(torch.isfinite(tensor).all() for tensor in update.tensors().values()):
+                raise SheetbendError(
+                    f"adapter {adapter.label}: module {module} holds NaN or infinity; train it again, with a lower "
+                    "learning rate if it has diverged"
+                )
     first = adapters[0]
     named = next((adapter for adapter in adapters if adapter.base_model), None)
     for other in adapters[1:]:

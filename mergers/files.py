@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,8 +13,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; renamed to ``path`` when the block ends well, else removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The temporary name keeps the suffix, since some writers choose the format by it.
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    # The temporary name keeps the suffix, since some writers choose the format by it; it is this process's own.
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    temporary.chmod(0o644)
     try:
         yield temporary
         temporary.replace(path)
@@ -33,12 +37,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     try:
         temporary.chmod(0o755)
         yield temporary
-        retired = None
         if path.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            path.rename(retired / path.name)
-        temporary.rename(path)
-        if retired is not None:
-            shutil.rmtree(retired)
+            with tempfile.TemporaryDirectory(prefix=f".{path.name}.old.", dir=path.parent) as retired:
+                path.rename(Path(retired) / path.name)
+                try:
+                    temporary.rename(path)
+                except BaseException:
+                    (Path(retired) / path.name).rename(path)
+                    raise
+        else:
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -188,13 +188,13 @@ class Merger:
 
 
 def _brief(part: Space | Method | Transform) -> str:
-    """Return the name of a step with its numbers, and with whatever else is not as by default."""
+    """Return the name with what is not as by default; of a step also its first field, its main setting."""
     shown = [
         f"{field.name}={getattr(part, field.name):g}"
         if isinstance(getattr(part, field.name), float)
         else f"{field.name}={getattr(part, field.name)}"
-        for field in fields(part)
-        if getattr(part, field.name) != field.default or field.name in ("density", "drop_rate", "eta")
+        for index, field in enumerate(fields(part))
+        if getattr(part, field.name) != field.default or (index == 0 and not isinstance(part, Space))
     ]
     return f"{type(part).__name__}({', '.join(shown)})" if shown else type(part).__name__
 

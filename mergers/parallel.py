@@ -1,7 +1,8 @@
 """Work on many modules at once, with the same bytes for any number of threads."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -29,6 +30,12 @@ def map_modules(function: Callable[[Item], Result], items: Sequence[Item]) -> It
                 yield call(item)
         else:
             with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                yield from pool.map(call, items)
+                waiting: deque[Future[Result]] = deque()
+                for item in items:
+                    waiting.append(pool.submit(call, item))
+                    if len(waiting) > workers:  # results wait for whoever consumes them: no more than a few
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
     finally:
         torch.set_num_threads(workers)

@@ -16,7 +16,7 @@ def test_every_batch_comes_once_in_order_and_a_step_never_mixes_tasks(batches, t
     for start in range(0, len(items), turn):
         step = items[start : start + turn]
         assert len({task for task, _ in step}) == 1
-        assert step[0][1] is not None
+        assert step[-1][1] is not None
 
 
 def test_tasks_take_turns_and_the_longer_goes_on_alone():

@@ -14,6 +14,7 @@ from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import CLIPVisionModelWithProjection
 
+from callbacks.results import Results
 from launch.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,9 +101,10 @@ def test_results_agree_with_each_other(fitted):
     finetuned = {r["task"]: float(r["value"]) for r in rows if (r["variant"], r["metric"]) == ("finetuned", "accuracy")}
     assert set(finetuned) == {"hue", "shade"}
     for row in rows:
-        if row["metric"] == "accuracy" and row["normalised"]:
+        if row["metric"] == "accuracy":
             assert float(row["normalised"]) == pytest.approx(float(row["value"]) / finetuned[row["task"]], abs=1e-6)
-    assert json.loads((run / "results.json").read_text())
+    assert {row["variant"] for row in rows} == {"pretrained", "finetuned", "mean", "knots-ties"}
+    assert Results.from_json((run / "results.json").read_text()).accuracy("finetuned", "hue") == finetuned["hue"]
 
 
 def test_event_files_hold_merged_and_finetuned_curves_under_one_tag(fitted):
@@ -144,7 +146,8 @@ def test_every_subcommand_reads_what_fit_has_written(fitted, tmp_path, capsys):
     main(["test", "--config", config])
     assert numbers(run) == before
     assert (run / "config.yaml").read_bytes() == saved
-    main(["validate", "--config", config])
+    assert (run / "test_config.yaml").is_file()
+    main(["validate", "--config", str(run / "test_config.yaml")])
     assert "knots-ties" in capsys.readouterr().out
     # And again without training anything, since nothing has changed.
     main(["fit", "--config", config])
@@ -221,6 +224,9 @@ def test_print_config_can_be_read_back(config, tmp_path, capsys):
         (["--model.lora.r", "0"], "lora.r is 0"),
         (["--model.adapters", "/nowhere"], "/nowhere has no adapter of hue, shade"),
         (["--trainer.devices", "2"], "tasks take turns on one device"),
+        (["--trainer.accelerator", "cuda"], "trainer: "),
+        (["--ckpt_path", "nope.ckpt"], "checkpoint nope.ckpt does not exist"),
+        (["--ckpt_path", "README.md"], "checkpoint README.md is damaged"),
     ],
 )
 def test_what_the_user_can_fix_is_one_line_and_nothing_is_written(config, tmp_path, capsys, words, expected):

@@ -35,10 +35,25 @@ def test_adapters_never_carry_a_path_of_this_machine(tiny_clip):
     assert base_name("tiny-clip") == "tiny-clip"
 
 
-def test_content_key_follows_the_files(tmp_path):
+def test_content_key_follows_every_file(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    first = content_key(str(tmp_path), None)
-    assert content_key(str(tmp_path), None) == first
-    (tmp_path / "config.json").write_text("{ }")
-    assert content_key(str(tmp_path), None) != first
-    assert content_key("a/b", "rev1") != content_key("a/b", "rev2")
+    keys = [content_key(str(tmp_path)), content_key(str(tmp_path))]
+    (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
+    keys.append(content_key(str(tmp_path)))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"other weights")
+    keys.append(content_key(str(tmp_path)))
+    assert keys[0] == keys[1] and len(set(keys)) == 3
+
+
+def test_content_key_of_a_hub_model_is_its_revision(tmp_path, monkeypatch):
+    def cached(revision):
+        return lambda *_: str(tmp_path / "snapshots" / revision / "config.json")
+
+    keys = []
+    for revision in ("aaa", "aaa", "bbb"):
+        monkeypatch.setattr("lightning_modules.backbones.try_to_load_from_cache", cached(revision))
+        keys.append(content_key("owner/model"))
+    assert keys[0] == keys[1] != keys[2]
+    # Unknown revisions are never taken for each other.
+    monkeypatch.setattr("lightning_modules.backbones.try_to_load_from_cache", lambda *_: None)
+    assert content_key("owner/model") != content_key("owner/model")

@@ -1,5 +1,7 @@
 """Errors, seeds and files."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -61,3 +63,29 @@ def test_atomic_folder(tmp_path):
         (temporary / "b").write_text("two")
     assert names(target) == ["b"], "the old folder is replaced whole"
     assert names(target.parent) == ["merged"]
+
+
+def test_a_folder_comes_back_when_its_successor_cannot_take_its_place(tmp_path, monkeypatch):
+    target = tmp_path / "adapter"
+    target.mkdir()
+    (target / "old").write_text("kept")
+    rename = Path.rename
+
+    def failing(self, other):
+        if (self / "new").exists():
+            raise KeyboardInterrupt
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as temporary:
+        (temporary / "new").write_text("")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert (target / "old").read_text() == "kept"
+
+
+def test_two_writers_do_not_share_a_temporary_name(tmp_path):
+    with atomic_write(tmp_path / "a.txt") as first, atomic_write(tmp_path / "a.txt") as second:
+        assert first != second
+        first.write_text("1")
+        second.write_text("2")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
