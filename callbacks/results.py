@@ -17,9 +17,11 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from lightning_modules.scores import Score
+from lightning_modules.variants import FINETUNED, PRETRAINED
 from mergers.errors import SheetbendError
 
-REFERENCES = ("pretrained", "finetuned")
+# What merges are compared with.
+REFERENCES = (PRETRAINED, FINETUNED)
 ORACLE_NOTE = (
     "* Joint columns of finetuned are an oracle: each example runs through its own task's adapter, "
     "so its task is known. The merged models are not told."
