@@ -28,7 +28,9 @@ class PlainProgress(ProgressBar):
             print(text, flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and say what is ahead."""
+        tasks = len(getattr(pl_module, "task_names", ())) or 1
+        self._say(f"training {tasks} tasks in turn, {trainer.num_training_batches} batches an epoch")
         self._started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,6 +4,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from mergers.errors import SheetbendError
@@ -21,6 +22,7 @@ BENIGN_WARNINGS = (
     ".*number of training batches .* is smaller than the logging interval",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     ".*is_gradient_checkpointing",
+    ".*The dirpath has changed from",  # a run folder may be moved
     ".*lr_scheduler.step.*before.*optimizer.step",
     ".*Trying to infer the `batch_size`",
 )
@@ -35,6 +37,8 @@ def main(args: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if args is None else args)
     for pattern in BENIGN_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # a class_path may name a module of the user's own, beside the command
     try:
         from launch.lightning_cli import SheetbendCLI
 

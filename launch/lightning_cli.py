@@ -155,14 +155,14 @@ class SheetbendCLI(LightningCLI):
         """The run folder."""
         return Path(self._get(self.config, "trainer")["default_root_dir"])
 
-    def _check(self, checkpoint: str | Path | None) -> None:
-        """Refuse a checkpoint that cannot be read, before anything is written."""
+    def _check(self, checkpoint: str | Path | None) -> dict[str, Any]:
+        """Return what a checkpoint holds; refuse one that cannot be read, before anything is written."""
         if checkpoint is None:
-            return
+            return {}
         if not Path(checkpoint).is_file():
             raise SheetbendError(f"checkpoint {checkpoint} does not exist; give the path of a .ckpt file")
         try:
-            torch.load(checkpoint, map_location="cpu", weights_only=True)
+            return torch.load(checkpoint, map_location="cpu", weights_only=True)
         except Exception:
             raise SheetbendError(
                 f"checkpoint {checkpoint} is damaged or holds more than weights; fit again with --overwrite true"
@@ -189,12 +189,13 @@ class SheetbendCLI(LightningCLI):
             if not overwrite and checkpoint is None:
                 settings = yaml.safe_load(self._parser("fit").dump(options, skip_none=False))
                 checkpoint = resume_point(self.folder, settings)
-            self._check(checkpoint)
+            content = self._check(checkpoint)
             self._prepare(model, datamodule, fresh=True)
             if overwrite:
                 clear(self.folder)
             if checkpoint is not None:
-                print(f"going on from {checkpoint}", flush=True)
+                done = content["epoch"] + 1 >= (self.trainer.max_epochs or 0) != -1
+                print(f"{'trained already' if done else 'going on from'}: {checkpoint}", flush=True)
         self._run(self.trainer.fit, model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         if options["test_after_fit"]:
             self._run(self.trainer.test, model, datamodule=datamodule, verbose=False)

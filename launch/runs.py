@@ -73,7 +73,12 @@ def resume_point(folder: Path, config: dict[str, Any]) -> Path | None:
     if not any((folder / name).exists() for name in (CHECKPOINT, "adapters", "results.json")):
         return None
     saved_file = folder / "config.yaml"
-    saved = training_settings(yaml.safe_load(saved_file.read_text()) if saved_file.is_file() else {})
+    if not saved_file.is_file():
+        raise SheetbendError(
+            f"{folder} holds results, but no config.yaml of a fit; give another --trainer.default_root_dir, or "
+            "--overwrite true to replace them"
+        )
+    saved = training_settings(yaml.safe_load(saved_file.read_text()))
     given = training_settings(config)
     changed = [key for key in {**saved, **given} if saved.get(key) != given.get(key)]
     if changed:

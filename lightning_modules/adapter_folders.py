@@ -32,7 +32,7 @@ def find_adapters(source: str | dict[str, str], tasks: list[str]) -> dict[str, P
     missing = [task for task, folder in folders.items() if not folder.is_dir()]
     if missing:
         raise SheetbendError(
-            f"{source} has no adapter of {', '.join(missing)}; train first with `sheetbend fit`, or give "
+            f"{Path(source).absolute()} has no adapter of {', '.join(missing)}; train first with `sheetbend fit`, or give "
             "model.init_args.adapters a map from task name to PEFT folder"
         )
     return folders
@@ -47,7 +47,7 @@ def install_adapters(backbone: nn.Module, folders: dict[str, Path], base_name: s
     model = None
     for task, folder in folders.items():
         adapter = load_adapter(folder, name=task)
-        if adapter.base_model not in (None, base_name):
+        if adapter.base_model is not None and not _same_base(adapter.base_model, base_name):
             raise SheetbendError(
                 f"adapter {folder}: its base model is {adapter.base_model}, this run's is {base_name}; give that "
                 "model as model.init_args.backbone, or adapters of this one"
@@ -63,6 +63,12 @@ def install_adapters(backbone: nn.Module, folders: dict[str, Path], base_name: s
         if result.unexpected_keys:
             raise SheetbendError(f"adapter {folder}: {result.unexpected_keys[0]} has no place in {base_name}")
     return model
+
+
+def _same_base(left: str, right: str) -> bool:
+    """Return whether two names may stand for one model: equal hub ids, or folders of one name."""
+    hub_ids = left.count("/") == right.count("/") == 1
+    return left == right if hub_ids else Path(left).name == Path(right).name
 
 
 def write_adapter(model: PeftModel, task: str, folder: Path, head: dict[str, Tensor], metrics: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -210,6 +211,12 @@ class LoRATasks(LightningModule, ABC):
                 "trainer.max_epochs is -1 and trainer.max_steps too; the cosine schedule needs a length, give one"
             )
         totals = steps_of_each(per_epoch, -1 if max_epochs is None else max_epochs, max_steps)
+        for name, total in totals.items():
+            if total <= self.warmup_steps:
+                rank_zero_warn(
+                    f"task {name}: {total} steps in all, warmup_steps is {self.warmup_steps}: its learning rate "
+                    "never reaches its peak"
+                )
         groups = [
             {"params": list(adapter_parameters(self.model, name).values()), "name": name} for name in self.task_names
         ]

@@ -35,9 +35,21 @@ def test_merging_two_adapters(workplace):
         save_adapter(Adapter({"layer.q_proj": update}, name=task), workplace / "runs/quickstart/adapters" / task)
     scope = {}
     exec(block("from mergers import KnOTS"), scope)
-    saved = load_adapter(workplace / "merged")["layer.q_proj"]
+    saved = load_adapter(workplace / "runs/merged")["layer.q_proj"]
     assert saved.rank <= 8
     torch.testing.assert_close(saved.dense(), scope["merged"].dense()["layer.q_proj"])
+
+
+def test_peft_loads_an_adapter_of_the_quickstart(workplace):
+    (workplace / "lightning_modules").symlink_to(ROOT / "lightning_modules")
+    generator = torch.Generator().manual_seed(0)
+    module = "vision_model.encoder.layers.0.self_attn.q_proj"
+    update = LowRankUpdate(torch.randn(3, 128, generator=generator), torch.randn(128, 3, generator=generator))
+    save_adapter(Adapter({module: update}, name="digits"), workplace / "runs/quickstart/adapters/digits")
+    scope = {}
+    exec(block("from peft import PeftModel"), scope)
+    layer = scope["model"].get_submodule(f"base_model.model.{module}")
+    torch.testing.assert_close(layer.get_delta_weight("default"), update.dense())
 
 
 def test_a_datamodule_of_ones_own(workplace):
@@ -52,12 +64,12 @@ def test_a_datamodule_of_ones_own(workplace):
         np.savez(workplace / "my_data" / f"{task}.npz", **arrays)
     command = (
         f"{sys.executable} -m launch fit --config {ROOT}/configs/quickstart.yaml --data my_data.MyImages "
-        "--data.tasks [pets,fruit] --trainer.default_root_dir runs/mine --trainer.max_epochs 1"
+        "--data.tasks [pets,fruit] --trainer.default_root_dir runs/pets_fruit --trainer.max_epochs 1"
     )
-    environment = {"PYTHONPATH": f".:{ROOT}", "PATH": "/usr/bin", "HF_HUB_OFFLINE": "1", "HOME": str(workplace)}
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin", "HF_HUB_OFFLINE": "1", "HOME": str(workplace)}
     done = subprocess.run(command.split(), capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert load_adapter(workplace / "runs/mine/adapters/fruit").name
+    assert load_adapter(workplace / "runs/pets_fruit/adapters/fruit").name
     assert "knots-ties" in done.stdout
 
 
