@@ -1,5 +1,7 @@
 """Merged models in the evaluation loop."""
 
+import re
+
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -29,8 +31,10 @@ class MergeCallback(Callback):
                 raise SheetbendError(
                     f"merger {name!r} has a name that stands for something else ({', '.join(RESERVED)}); choose another"
                 )
-            if not name or any(character in name for character in "/\\\n") or name.startswith("."):
-                raise SheetbendError(f"merger {name!r} must name a folder: no slash, no leading dot, not empty")
+            if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w.+-]{0,63}", name):
+                raise SheetbendError(
+                    f"merger {name!r} must name a folder: at most 64 letters, digits, _, +, - and inner dots"
+                )
         self.mergers = mergers
         self.while_fitting = while_fitting
 
@@ -39,17 +43,28 @@ class MergeCallback(Callback):
         adapters = module.adapters()
         return {name: module.variant(str(merger), merger.merge(adapters)) for name, merger in self.mergers.items()}
 
+    def check(self, tasks: list[str]) -> None:
+        """Raise `SheetbendError` for coefficients that do not fit ``tasks``; to be called before work begins."""
+        for name, merger in self.mergers.items():
+            try:
+                merger.task_coefficients(tasks)
+            except SheetbendError as error:
+                raise SheetbendError(f"merger {name}: {error}") from None
+
     def on_validation_start(self, trainer: Trainer, pl_module: LoRATasks) -> None:
-        """Merge for this validation."""
+        """Merge for this validation; while fitting, a merge that fails is left out of it with a warning."""
         if trainer.state.fn != "fit":
             pl_module.set_variants(self.build_variants(pl_module))
             return
-        pl_module.set_variants({})
+        variants = {}
         if self.while_fitting and not trainer.sanity_checking:
-            try:
-                pl_module.set_variants(self.build_variants(pl_module))
-            except SheetbendError as error:  # a task has diverged: the others go on, and the test will say so again
-                rank_zero_warn(f"not merged at this validation: {error}")
+            adapters = pl_module.adapters()
+            for name, merger in self.mergers.items():
+                try:
+                    variants[name] = pl_module.variant(str(merger), merger.merge(adapters))
+                except SheetbendError as error:  # a task has diverged, say: the others go on
+                    rank_zero_warn(f"{name} is not measured at this validation: {error}")
+        pl_module.set_variants(variants)
 
     def on_test_start(self, trainer: Trainer, pl_module: LoRATasks) -> None:
         """Merge for this test; by now a checkpoint's weights are in place."""

@@ -113,10 +113,10 @@ class ResultsCallback(Callback):
         if not _writes(trainer):
             return
         folder = Path(trainer.default_root_dir)
+        history = self._history(folder)
         # The numbers first: no plot that fails may cost them.
         _write(folder / "results.json", results.to_json())
         _write(folder / "results.csv", results.to_csv())
-        history = self._history(folder)
         drawn = plots.figures(results, history) if self.plots else {}
         images = {name: plots.png(figure) for name, figure in drawn.items()}
         caveats = [*getattr(trainer.datamodule, "caveats", ()), *self.notes]
@@ -151,7 +151,7 @@ class ResultsCallback(Callback):
         path = folder / "history.csv"
         if self.curves.points or not path.is_file():
             return self.curves
-        return Curves.from_csv(path.read_text(encoding="utf-8"), str(path))
+        return Curves.from_csv(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
     # The screen.
 

@@ -64,9 +64,9 @@ class TaskDataModule(LightningDataModule):
             ("eval_batch_size", eval_batch_size),
             *[("batches_per_epoch", count) for count in counts if count is not None],
         ]:
-            if value < 1:
+            if not isinstance(value, int) or value < 1:
                 raise SheetbendError(f"data.{name} is {value}; give a number of at least 1")
-        if num_workers < 0:
+        if not isinstance(num_workers, int) or num_workers < 0:
             raise SheetbendError(f"data.num_workers is {num_workers}; give 0 or the number of processes")
         if isinstance(batches_per_epoch, dict) and set(batches_per_epoch) != set(tasks):
             odd = ", ".join(sorted(set(batches_per_epoch) ^ set(tasks)))

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from mergers.errors import SheetbendError
-
 PROGRAM = "sheetbend"
 USER_FAULT = 2
 INTERRUPTED = 130  # what shells report of a program that SIGINT ended
@@ -37,15 +35,11 @@ def main(args: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if args is None else args)
     for pattern in BENIGN_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
+    warnings.formatwarning = lambda message, *_, **__: f"{PROGRAM}: warning: {message}\n"
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # a class_path may name a module of the user's own, beside the command
     try:
-        from launch.lightning_cli import SheetbendCLI
-
-        _quiet_libraries()
-        SheetbendCLI(words)
-    except SheetbendError as error:
-        fail(str(error))
+        _run(words)
     except OSError as error:
         if error.filename is None or error.strerror is None:
             raise
@@ -53,6 +47,18 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted before the run began; nothing was lost, the same command starts again", flush=True)
         raise SystemExit(INTERRUPTED) from None
+
+
+def _run(words: list[str]) -> None:
+    # Imported here, since it takes seconds in which Ctrl-C may come.
+    from launch.lightning_cli import SheetbendCLI
+    from mergers.errors import SheetbendError
+
+    _quiet_libraries()
+    try:
+        SheetbendCLI(words)
+    except SheetbendError as error:
+        fail(str(error))
 
 
 def fail(message: str) -> NoReturn:

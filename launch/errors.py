@@ -38,9 +38,11 @@ def one_line(message: str, known: Iterable[str] = ()) -> str:
     if value and types:
         wanted = " or ".join("null" if name == "NoneType" else name for name in types)
         return f"{prefix}expected {wanted}, not {value[1]!r}"
+    if message.startswith("Unexpected config"):
+        return "the configuration is no mapping of settings; see configs/quickstart.yaml"
     required = re.search(r"the following arguments are required: (.*)", message)
     if required:
-        return f"{required[1]} missing; give a configuration with --config FILE, such as configs/quickstart.yaml"
+        return f"{required[1]} missing or null; give it, or a configuration that has it: --config FILE"
     return re.sub(r"\s+", " ", message.removeprefix("error:")).strip()
 
 

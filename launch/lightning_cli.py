@@ -109,6 +109,12 @@ class SheetbendCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Take no settings from a checkpoint: ours hold none, and the configuration says what counts."""
 
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise SheetbendError(f"seed_everything is {seed}; give a number from 0 to {2**32 - 1}")
+        super()._set_seed()
+
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Parse ``args``, not ``sys.argv``."""
         self.config = parser.parse_args(args)
@@ -162,11 +168,14 @@ class SheetbendCLI(LightningCLI):
         if not Path(checkpoint).is_file():
             raise SheetbendError(f"checkpoint {checkpoint} does not exist; give the path of a .ckpt file")
         try:
-            return torch.load(checkpoint, map_location="cpu", weights_only=True)
+            content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         except Exception:
+            content = None
+        if not isinstance(content, dict) or not {"state_dict", "tasks", "best", "epoch"} <= set(content):
             raise SheetbendError(
-                f"checkpoint {checkpoint} is damaged or holds more than weights; fit again with --overwrite true"
-            ) from None
+                f"checkpoint {checkpoint} is damaged or not one of ours; fit again with --overwrite true"
+            )
+        return content
 
     def _prepare(self, model: LoRATasks, datamodule: LightningDataModule, fresh: bool) -> None:
         """Load data and model before anything is written, so that what fails for want of them leaves no trace."""
@@ -176,6 +185,17 @@ class SheetbendCLI(LightningCLI):
                 f"trainer.devices and num_nodes make {processes} processes; tasks take turns on one device, give "
                 "--trainer.devices 1"
             )
+        if self.trainer.accumulate_grad_batches < 1:
+            raise SheetbendError(
+                f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}; give 1 or more"
+            )
+        if self.subcommand == "fit" and self.trainer.max_epochs == self.trainer.max_steps == -1:
+            raise SheetbendError(
+                "trainer.max_epochs and max_steps are -1; the cosine schedule needs a length, give one"
+            )
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, callbacks.MergeCallback):
+                callback.check([task.name for task in datamodule.tasks])
         datamodule.prepare_data()
         datamodule.setup(self.subcommand)
         model.build(datamodule.tasks, fresh=fresh, run_folder=self.folder)
@@ -184,6 +204,8 @@ class SheetbendCLI(LightningCLI):
         """Train, or go on with the run in the run folder, then test."""
         options = self.config[self.subcommand]
         overwrite, options["overwrite"] = options["overwrite"], False
+        if overwrite:
+            self._refuse_own_inputs(ckpt_path, model.adapter_source)
         checkpoint = ckpt_path
         if not self.trainer.fast_dev_run:
             if not overwrite and checkpoint is None:
@@ -199,6 +221,16 @@ class SheetbendCLI(LightningCLI):
         self._run(self.trainer.fit, model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         if options["test_after_fit"]:
             self._run(self.trainer.test, model, datamodule=datamodule, verbose=False)
+
+    def _refuse_own_inputs(self, ckpt_path: str | None, adapters: str | dict[str, str] | None) -> None:
+        """Refuse to replace a run by what it would be made from."""
+        sources = list(adapters.values()) if isinstance(adapters, dict) else [adapters]
+        for source in (source for source in (ckpt_path, *sources) if source is not None):
+            if Path(source).resolve().is_relative_to(self.folder.resolve()):
+                raise SheetbendError(
+                    f"--overwrite true would remove {source}, which this run starts from; give another "
+                    "--trainer.default_root_dir"
+                )
 
     def validate(self, model: LoRATasks, datamodule: LightningDataModule, ckpt_path: str | None = None) -> None:
         """Measure every variant on the validation split."""
@@ -218,7 +250,9 @@ class SheetbendCLI(LightningCLI):
     def _run(self, verb: Any, *args: Any, **kwargs: Any) -> None:
         try:
             verb(*args, **kwargs)
-        except MisconfigurationException as error:
+        except (MisconfigurationException, ValueError) as error:
+            if isinstance(error, ValueError) and "val_check" not in str(error):
+                raise
             raise SheetbendError(f"trainer: {' '.join(str(error).split())}") from None
         except SystemExit:
             # Lightning turns Ctrl-C into exit status 1.

@@ -78,7 +78,13 @@ def resume_point(folder: Path, config: dict[str, Any]) -> Path | None:
             f"{folder} holds results, but no config.yaml of a fit; give another --trainer.default_root_dir, or "
             "--overwrite true to replace them"
         )
-    saved = training_settings(yaml.safe_load(saved_file.read_text()))
+    try:
+        content = yaml.safe_load(saved_file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        content = None
+    if not isinstance(content, dict):
+        raise SheetbendError(f"{saved_file} is damaged; give another --trainer.default_root_dir, or --overwrite true")
+    saved = training_settings(content)
     given = training_settings(config)
     changed = [key for key in {**saved, **given} if saved.get(key) != given.get(key)]
     if changed:

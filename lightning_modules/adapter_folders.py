@@ -32,8 +32,8 @@ def find_adapters(source: str | dict[str, str], tasks: list[str]) -> dict[str, P
     missing = [task for task, folder in folders.items() if not folder.is_dir()]
     if missing:
         raise SheetbendError(
-            f"{Path(source).absolute()} has no adapter of {', '.join(missing)}; train first with `sheetbend fit`, or give "
-            "model.init_args.adapters a map from task name to PEFT folder"
+            f"{Path(source).absolute()} has no adapter of {', '.join(missing)}; train first with `sheetbend fit`, or "
+            "give model.init_args.adapters a map from task name to PEFT folder"
         )
     return folders
 
@@ -55,13 +55,23 @@ def install_adapters(backbone: nn.Module, folders: dict[str, Path], base_name: s
         weight_updates(adapter, model or backbone)  # refuses modules that are missing or of another shape
         config = LoraConfig.from_pretrained(folder)
         config.inference_mode = False
-        if model is None:
-            model = PeftModel(backbone, config, adapter_name=task)
-        else:
-            model.add_adapter(task, config)
-        result = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"), adapter_name=task)
-        if result.unexpected_keys:
-            raise SheetbendError(f"adapter {folder}: {result.unexpected_keys[0]} has no place in {base_name}")
+        try:
+            if model is None:
+                model = PeftModel(backbone, config, adapter_name=task)
+            else:
+                model.add_adapter(task, config)
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise SheetbendError(
+                f"adapter {folder}: PEFT refuses its configuration ({reason}); save it again"
+            ) from None
+        weights = load_file(folder / "adapter_model.safetensors")
+        expected = get_peft_model_state_dict(model, adapter_name=task, save_embedding_layers=False)
+        odd = sorted(set(weights) ^ set(expected))
+        if odd:
+            place = base_name if odd[0] in weights else "adapter_model.safetensors"
+            raise SheetbendError(f"adapter {folder}: {odd[0]} has no place in {place}; save the adapter again")
+        set_peft_model_state_dict(model, weights, adapter_name=task)
     return model
 
 

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_modules.adapter_folders import find_adapters, install_adapters
 from lightning_modules.backbones import base_name
+from lightning_modules.checks import check_number
 from lightning_modules.lora import LoRA, adapter_parameters, live_adapter, wrap
 from lightning_modules.metrics import Evaluator
 from lightning_modules.progress import TaskProgress, steps_of_each, warmup_cosine
@@ -68,12 +69,12 @@ class LoRATasks(LightningModule, ABC):
         seed: int | None = None,
     ):
         super().__init__()
-        for name, value in (
-            ("learning_rate", learning_rate),
-            ("patience", 1 if patience is None else patience),
-        ):
-            if value <= 0:
-                raise SheetbendError(f"{name} is {value}; give a number above zero")
+        check_number("learning_rate", learning_rate, above=0)
+        check_number("patience", 1 if patience is None else patience, least=1)
+        for name, value in (("weight_decay", weight_decay), ("warmup_steps", warmup_steps), ("min_delta", min_delta)):
+            check_number(name, value, least=0)
+        for beta in betas or [None]:
+            check_number("betas", beta, least=0, below=1)
         self.backbone_name = backbone
         self.lora = lora
         self.learning_rate = learning_rate
@@ -156,6 +157,9 @@ class LoRATasks(LightningModule, ABC):
             run_folder: where ``adapters/<task>`` is looked for if not fresh; the trainer's folder by default.
         """
         names = [task.name for task in tasks]
+        unknown = [name for name in self.lora.r if name not in names] if isinstance(self.lora.r, dict) else []
+        if unknown:
+            raise SheetbendError(f"lora.r names {unknown[0]!r}, which is no task of this run ({', '.join(names)})")
         source = self.adapter_source
         if source is None and not fresh:
             source = str(Path(run_folder or self.trainer.default_root_dir) / "adapters")

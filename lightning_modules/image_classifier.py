@@ -15,6 +15,7 @@ from transformers import (
 
 from lightning_modules.backbones import content_key, load_pretrained
 from lightning_modules.base import LoRATasks
+from lightning_modules.checks import check_number
 from lightning_modules.joint import joint_labels
 from lightning_modules.metrics import Evaluator
 from lightning_modules.text_heads import TextEncoder, cached_class_vectors, class_prompts
@@ -35,6 +36,7 @@ class ImageClassifier(LoRATasks):
 
     def __init__(self, *args: Any, logit_scale: float = 100.0, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        check_number("logit_scale", logit_scale, above=0)
         self.logit_scale = logit_scale
 
     def build_backbone(self) -> nn.Module:

@@ -7,6 +7,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from lightning_modules.checks import check_number
 from mergers import Adapter, LowRankUpdate, SheetbendError
 from mergers.models import PEFT_PREFIX
 from mergers.seeding import derive_seed
@@ -30,10 +31,12 @@ class LoRA:
 
     def __post_init__(self):
         for rank in self.r.values() if isinstance(self.r, dict) else [self.r]:
-            if rank < 1:
-                raise SheetbendError(f"lora.r is {rank}; a rank is at least 1")
-        if not 0 <= self.dropout < 1:
-            raise SheetbendError(f"lora.dropout is {self.dropout}; a probability in [0, 1) is needed")
+            check_number("lora.r", rank, least=1)
+        if self.alpha is not None:
+            check_number("lora.alpha", self.alpha, above=0)
+        check_number("lora.dropout", self.dropout, least=0, below=1)
+        if not self.target_modules:
+            raise SheetbendError("lora.target_modules is empty; name endings of linear layers, such as q_proj")
 
     def config(self, task: str, base_name: str) -> LoraConfig:
         """Return PEFT's configuration of one task's adapter."""
@@ -72,6 +75,15 @@ def wrap(backbone: nn.Module, configs: dict[str, LoraConfig], seed: int) -> Peft
                     "its linear layers end in "
                     + ", ".join(sorted({n.rpartition(".")[2] for n, m in backbone.named_modules() if _linear(m)}))
                 ) from None
+    for name, layer in lora_layers(model).items():
+        if not isinstance(layer.get_base_layer(), nn.Linear):
+            raise SheetbendError(
+                f"lora.target_modules reach {name}, a {type(layer.get_base_layer()).__name__}; only linear layers merge"
+            )
+        if any(config.r > min(layer.get_base_layer().weight.shape) for config in configs.values()):
+            raise SheetbendError(
+                f"lora.r is above {min(layer.get_base_layer().weight.shape)}, all that {name} has; give a smaller rank"
+            )
     return model
 
 

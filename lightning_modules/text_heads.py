@@ -26,7 +26,7 @@ def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[
     >>> class_prompts(["cat", "dog"], ["a photo of a {}."])
     [['a photo of a cat.'], ['a photo of a dog.']]
     """
-    return [[template.format(name) for template in templates] for name in class_names]
+    return [[template.replace("{}", name) for template in templates] for name in class_names]
 
 
 def class_vectors(prompts: Sequence[Sequence[str]], encode: TextEncoder, batch_size: int = 256) -> Tensor:

@@ -174,8 +174,13 @@ def _low_rank_update(pair: Mapping[str, Tensor], module: str, config: Mapping[st
             raise SheetbendError(
                 f"adapter {label}: {module}.lora_{factor} holds NaN or infinity; train the adapter again"
             )
-    rank = int(_by_pattern(config.get("rank_pattern"), module, config.get("r", 8)))
-    alpha = float(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
+    try:
+        rank = int(_by_pattern(config.get("rank_pattern"), module, config.get("r", 8)))
+        alpha = float(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
+    except (AttributeError, TypeError, ValueError, re.error) as error:
+        raise SheetbendError(
+            f"adapter {label}: r, lora_alpha or their patterns in {CONFIG_FILE} are no numbers ({error}); save it again"
+        ) from None
     if A.shape[0] != rank or B.shape[1] != rank:
         raise SheetbendError(
             f"adapter {label}: module {module} has lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)}, "
@@ -219,6 +224,8 @@ def save_adapter(adapter: Adapter, path: str | Path, dtype: torch.dtype | None =
     others = sorted({entry.name for entry in path.iterdir()} - _OWN_FILES) if path.is_dir() else []
     if others:
         raise SheetbendError(f"{path} also holds {others[0]}, which would be lost; give a new or empty folder")
+    if dtype is not None and not dtype.is_floating_point:
+        raise SheetbendError(f"dtype is {dtype}; give a floating one, such as torch.float32")
     dtype = dtype or _DTYPES.get(adapter.metadata.get("dtype", "float32"), torch.float32)
     tensors = {}
     ranks = {}
@@ -226,6 +233,8 @@ def save_adapter(adapter: Adapter, path: str | Path, dtype: torch.dtype | None =
         B, A = update.factors()
         if update.rank == 0:  # PEFT knows no rank 0: one direction of zeros instead
             B, A = B.new_zeros(B.shape[0], 1), A.new_zeros(1, A.shape[1])
+        if not (A.to(dtype).isfinite().all() and B.to(dtype).isfinite().all()):
+            raise SheetbendError(f"module {module}: its factors do not fit {dtype}; give dtype=torch.float32")
         ranks[module] = A.shape[0]
         # clone: factors that two modules share would be refused by safetensors
         tensors[f"{PEFT_PREFIX}{module}.lora_A.weight"] = A.to("cpu", dtype).contiguous().clone()

@@ -31,7 +31,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
     A folder that stood at ``path`` is replaced whole.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:

@@ -181,7 +181,10 @@ class Merger:
 
         def merge_module(item: tuple[str, Encoded]) -> Update:
             module, frame = item
-            return frame.decode(self.method.merge(coordinates(module, frame), coefficients, survey))
+            merged = frame.decode(self.method.merge(coordinates(module, frame), coefficients, survey))
+            if not all(tensor.isfinite().all() for tensor in merged.tensors().values()):
+                raise SheetbendError(f"merging {module} overflows; give smaller coefficients, or adapters of sane size")
+            return merged
 
         updates = dict(zip(modules, map_modules(merge_module, work), strict=True))
         return MergedAdapter(updates, name="merged", **_common_facts(adapters))

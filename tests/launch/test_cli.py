@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,41 @@ def test_other_settings_do_not_overwrite_a_run(fitted, tmp_path, capsys):
     assert not (run / "results.json").exists()
 
 
+def test_a_run_is_not_replaced_by_what_it_would_start_from(fitted, tmp_path, capsys):
+    run, config = copy(fitted, tmp_path)
+    before = sorted(path for path in run.rglob("*"))
+    for words in (["--ckpt_path", str(run / "checkpoints/last.ckpt")], ["--model.adapters", str(run / "adapters")]):
+        assert "which this run starts from" in refused(capsys, "fit", "--config", config, "--overwrite", "true", *words)
+    assert sorted(path for path in run.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("config.yaml", b"\xff\xfe", "config.yaml is damaged"),
+        ("config.yaml", b"- a list", "config.yaml is damaged"),
+        ("checkpoints/last.ckpt", b"not a checkpoint", "last.ckpt is damaged"),
+    ],
+)
+def test_a_damaged_run_is_refused_whole(fitted, tmp_path, capsys, file, content, expected):
+    run, config = copy(fitted, tmp_path)
+    (run / file).write_bytes(content)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert expected in refused(capsys, "fit", "--config", config)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_ctrl_c_while_python_is_still_importing_is_one_line():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "launch", "fit", "--config", "configs/quickstart.yaml", "--print_config"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=ROOT)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"interrupted before the run began" in out
+    assert b"Traceback" not in err
+
+
 def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(config, tiny_clip, tmp_path):
     whole = tmp_path / "whole"
     main(["fit", "--config", config, "--trainer.max_epochs", "30", "--trainer.default_root_dir", str(whole)])
@@ -226,6 +262,14 @@ def test_print_config_can_be_read_back(config, tmp_path, capsys):
         (["--model.adapters", "/nowhere"], "/nowhere has no adapter of hue, shade"),
         (["--trainer.devices", "2"], "tasks take turns on one device"),
         (["--trainer.accelerator", "cuda"], "trainer: "),
+        (["--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches is 0"),
+        (["--trainer.max_epochs", "-1"], "the cosine schedule needs a length"),
+        (["--seed_everything", "-1"], "seed_everything is -1"),
+        (["--model.learning_rate", "-1"], "learning_rate is -1.0; give a number above 0"),
+        (["--model.lora.target_modules", "[patch_embedding]"], "only linear layers merge"),
+        (["--model.lora.target_modules", "[]"], "lora.target_modules is empty"),
+        (["--model.lora.r", "999"], "lora.r is above 16"),
+        (["--model.lora.r", "{hue: 4, shad: 2}"], "lora.r names 'shad'"),
         (["--ckpt_path", "nope.ckpt"], "checkpoint nope.ckpt does not exist"),
         (["--ckpt_path", "README.md"], "checkpoint README.md is damaged"),
     ],
@@ -240,6 +284,15 @@ def test_what_the_user_can_fix_is_one_line_and_nothing_is_written(config, tmp_pa
     [
         ("learning_rate", "learning_rat", "unknown option 'learning_rat' (did you mean 'learning_rate'?)"),
         ("density: 0.3", "density: 3", "Ties density is 3.0"),
+        ("density: 0.3", "density: .nan", "Ties density is nan"),
+        (
+            "method: mean}",
+            "method: mean, coefficients: {hue: 1, shad: 1}}",
+            "merger mean: coefficients names the unknown",
+        ),
+        ("learning_rate: 0.01", "learning_rate: null", "learning_rate is None; give a number above 0"),
+        ("learning_rate: 0.01", "learning_rate: .nan", "learning_rate is nan; give a number above 0"),
+        ("knots-ties:", "a/b:", "merger 'a/b' must name a folder"),
         ("density: 0.3", "densty: 0.3", "unknown option 'densty' (did you mean 'density'?)"),
         ("method: mean", "method: maen", "unknown method 'maen'"),
         ("seed_everything", "seed_everthing", "unknown option 'seed_everthing' (did you mean 'seed_everything'?)"),

@@ -309,3 +309,19 @@ def test_a_dense_result_is_refused_before_the_work_and_when_saved(tmp_path):
     with pytest.raises(SheetbendError, match=r"dense.*knots"):
         merger.merge(random_adapters(2)).save(tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_merge_that_overflows_is_refused():
+    update = LowRankUpdate(torch.ones(2, 4), torch.ones(3, 2))
+    with pytest.raises(SheetbendError, match="merging layer overflows"):
+        Merger("full", "task_arithmetic", coefficients=1e39).merge([Adapter({"layer": update}, name="a")])
+
+
+def test_factors_that_do_not_fit_the_dtype_are_refused(tmp_path):
+    update = LowRankUpdate(torch.ones(2, 4), 1e6 * torch.ones(3, 2))
+    merged = Merger().merge([Adapter({"layer": update}, name="a")])
+    with pytest.raises(SheetbendError, match=r"do not fit torch\.float16"):
+        merged.save(tmp_path / "out", dtype=torch.float16)
+    with pytest.raises(SheetbendError, match=r"dtype is torch\.int8"):
+        merged.save(tmp_path / "out", dtype=torch.int8)
+    assert not list(tmp_path.iterdir())
