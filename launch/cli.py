@@ -35,7 +35,6 @@ def main(args: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if args is None else args)
     for pattern in BENIGN_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
-    warnings.formatwarning = lambda message, *_, **__: f"{PROGRAM}: warning: {message}\n"
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # a class_path may name a module of the user's own, beside the command
     try:
@@ -68,6 +67,7 @@ def fail(message: str) -> NoReturn:
 
 
 def _quiet_libraries() -> None:
-    """Leave the screen to our own output; warnings still come through. Lightning sets its levels when imported."""
+    """Leave the screen to our own output; warnings come through, on one line. Lightning sets both when imported."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.formatwarning = lambda message, *_, **__: f"{PROGRAM}: warning: {message}\n"
