@@ -1,14 +1,19 @@
 """The command line: ``sheetbend fit | validate | test`` with YAML configs."""
 
+import contextlib
 import logging
+import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 PROGRAM = "sheetbend"
 USER_FAULT = 2
+EARLY = "\ninterrupted before the run began; nothing was lost, the same command starts again"
 INTERRUPTED = 130  # what shells report of a program that SIGINT ended
 
 # Lightning's advice that does not hold here, by the start of its message.
@@ -44,14 +49,32 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         fail(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
-        print("\ninterrupted before the run began; nothing was lost, the same command starts again", flush=True)
+        print(EARLY, flush=True)
         raise SystemExit(INTERRUPTED) from None
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: imports take seconds, and some of them swallow a KeyboardInterrupt."""
+
+    def leave(*_: object) -> NoReturn:
+        os.write(sys.stdout.fileno(), f"{EARLY}\n".encode())
+        os._exit(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _run(words: list[str]) -> None:
-    # Imported here, since it takes seconds in which Ctrl-C may come.
-    from launch.lightning_cli import SheetbendCLI
-    from mergers.errors import SheetbendError
+    with _interruptible():
+        from launch.lightning_cli import SheetbendCLI
+        from mergers.errors import SheetbendError
 
     _quiet_libraries()
     try:

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -196,11 +195,27 @@ def test_a_damaged_run_is_refused_whole(fitted, tmp_path, capsys, file, content,
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+SLOW_IMPORT = """
+import sys, time
+from launch.cli import main
+class Slow:
+    def find_spec(self, name, *_):
+        if name == "launch.lightning_cli":
+            print("importing", flush=True)
+            try:
+                time.sleep(30)
+            except BaseException:
+                pass  # as some extension modules do
+sys.meta_path.insert(0, Slow())
+main(["fit"])
+"""
+
+
 def test_ctrl_c_while_python_is_still_importing_is_one_line():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "launch", "fit", "--config", "configs/quickstart.yaml", "--print_config"]
+    command = [sys.executable, "-c", SLOW_IMPORT]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=ROOT)
-    time.sleep(1.5)
+    assert process.stdout.readline() == b"importing\n"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and b"interrupted before the run began" in out
