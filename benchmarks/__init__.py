@@ -1,0 +1,1 @@
+"""Side-by-side measurements; a tool of the repository, not installed."""
