@@ -284,6 +284,10 @@ def _core(clone: str) -> Load:
 
 def _mergekit(clone: str) -> Load:
     """The merge methods of mergekit, on one module's dense deltas at a time: it takes adapters only with a base."""
+    import pydantic
+
+    # The pydantic that it pins takes torch.Tensor as a type parameter; later ones want to be told.
+    pydantic.BaseModel.model_config = {"arbitrary_types_allowed": True}
     stand_ins = {"immutables": {"Map": FrozenMap}, "sentencepiece": {}, "datasets": {}}
     with imported_from(clone, stand_ins) as missing, _silent():
         from mergekit.architecture import WeightInfo

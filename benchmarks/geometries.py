@@ -58,7 +58,7 @@ def _llama(name: str, layers: int, width: int = 4096, key_value: int = 1024) -> 
 GEOMETRIES: dict[str, Geometry] = {
     geometry.name: geometry
     for geometry in (
-        _vision("tiny", layers=2, width=48),
+        _vision("tiny", layers=2, width=192),
         _vision("vit-b-32", layers=12, width=768),
         _vision("vit-l-14", layers=24, width=1024),
         _llama("llama-3-8b", layers=32),
