@@ -1,0 +1,52 @@
+"""Classifiers that were trained whole beside an adapter: one task's own, never merged."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mergers.adapters.files import is_file, read_pickle, read_safetensors
+from mergers.adapters.names import listed
+from mergers.errors import SheetbendError
+
+HEAD_FILE = "head.safetensors"
+PUBLISHED_HEADS_FILE = "heads.pt"
+# The classifier of transformers' models for sequence classification, to which the published heads belong.
+PUBLISHED_HEAD = "score.weight"
+
+
+def read_heads(folder: Path, task: str, label: str) -> dict[str, Tensor]:
+    """Return the head of one task from the files beside an adapter.
+
+    Args:
+        folder: May hold ``head.safetensors``, the parameters of the head by name; and ``heads.pt``, as published
+            with KnOTS: a map from task to (classes, dimension), of which the task's own entry counts, or the only one.
+        task: The adapter's name.
+        label: How messages call the adapter.
+
+    Returns:
+        Name of the parameter to tensor; empty if there is neither file.
+    """
+    heads: dict[str, Tensor] = {}
+    if is_file(folder / HEAD_FILE):
+        heads.update(read_safetensors(folder / HEAD_FILE))
+    if is_file(folder / PUBLISHED_HEADS_FILE):
+        heads[PUBLISHED_HEAD] = _published_head(folder / PUBLISHED_HEADS_FILE, task)
+    for name, tensor in heads.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise SheetbendError(f"adapter {label}: its head {name} holds NaN or infinity; train it again")
+    return heads
+
+
+def _published_head(path: Path, task: str) -> Tensor:
+    """Return the entry of ``task``, or the only entry."""
+    entries = read_pickle(path)
+    odd = [name for name, entry in entries.items() if not isinstance(name, str) or not isinstance(entry, Tensor)]
+    if odd or not entries:
+        raise SheetbendError(f"{path} is no map from task to tensor; remove it, or save a dictionary of tensors")
+    if task not in entries and len(entries) > 1:
+        raise SheetbendError(
+            f"{path} holds heads of {listed(entries)}, none of {task!r}; name the adapter after one of them"
+        )
+    # A copy: what was read is mapped from the file, with the heads of all other tasks.
+    return entries.get(task, next(iter(entries.values()))).clone()
