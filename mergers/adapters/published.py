@@ -52,7 +52,7 @@ def load_published(path: Path, name: str, label: str) -> Adapter:
             pairs.setdefault((match["module"], False), {})[match["factor"]] = tensor.clone()
         elif match := _SAVED.fullmatch(inner):
             heads[f"{match['module']}.{match['parameter']}"] = tensor.clone()
-        elif "lora_" in key:
+        elif ".lora_" in inner:
             raise SheetbendError(f"adapter {label}: {key!r} is no LoRA on a linear layer; train the adapter without it")
         else:
             continue  # a weight of the base model, which was frozen
