@@ -2,18 +2,21 @@
 
 from mergers.adapters import adapter_from_state_dict, check_same_base, load_adapter, save_adapter
 from mergers.errors import SheetbendError
+from mergers.finishes import Iso
 from mergers.merger import MergedAdapter, Merger
 from mergers.methods import Mean, TaskArithmetic, Ties
 from mergers.models import apply_adapter, weight_updates
-from mergers.spaces import Full, KnOTS
+from mergers.spaces import Core, Full, KnOTS
 from mergers.transforms import Dare, Star
 from mergers.updates import Adapter, DenseUpdate, LowRankUpdate, Update
 
 __all__ = [
     "Adapter",
+    "Core",
     "Dare",
     "DenseUpdate",
     "Full",
+    "Iso",
     "KnOTS",
     "LowRankUpdate",
     "Mean",

@@ -1,7 +1,7 @@
 """From adapters to one adapter."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from torch import nn
 
 from mergers.adapters import check_same_base, save_adapter
 from mergers.errors import SheetbendError, did_you_mean
+from mergers.finishes.base import Finish
+from mergers.functional.linalg import all_finite
 from mergers.methods.base import Method
 from mergers.models import apply_adapter
 from mergers.parallel import map_modules
@@ -18,6 +20,12 @@ from mergers.registry import resolve
 from mergers.spaces.base import Encoded, Space
 from mergers.transforms.base import Transform
 from mergers.updates import Adapter, Update
+
+#: Writes the updates of one weight matrix in a space.
+Encode = Callable[[Sequence[Update]], Encoded]
+
+#: Called as work goes on: what is being done, how many modules are done, of how many.
+Progress = Callable[[str, int, int], None]
 
 
 class MergedAdapter(Adapter):
@@ -54,12 +62,14 @@ class Merger:
         transforms: What changes each task's coordinates before, in this order.
         coefficients: Weights of the tasks: one number for all, one a task in their order, or a map
             from task name to number.
+        finish: What changes the merged coordinates after, or None.
     """
 
     space: Space | str = "full"
     method: Method | str = "mean"
     transforms: list[Transform | str] = field(default_factory=list)
     coefficients: float | list[float] | dict[str, float] = 1.0
+    finish: Finish | str | None = None
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__  # the dataclass is frozen
@@ -69,11 +79,13 @@ class Merger:
             raise SheetbendError(f"transforms is {self.transforms!r}; give a list, such as [{self.transforms!r}]")
         transforms = [resolve(transform, "mergers.transforms", Transform) for transform in self.transforms]
         set_field(self, "transforms", transforms)
-        for transform in transforms:
-            if transform.spectral and not self.space.keeps_singular_values:
+        if self.finish is not None:
+            set_field(self, "finish", resolve(self.finish, "mergers.finishes", Finish))
+        for step in self.steps:
+            if (isinstance(step, Finish) or step.spectral) and not self.space.keeps_singular_values:
                 raise SheetbendError(
-                    f"{transform} acts on singular values, which the coordinates in {self.space} do not have; "
-                    "use KnOTS(scale_by_singular_values=True), or the full space"
+                    f"{step} acts on singular values, which the coordinates in {self.space} do not have; "
+                    "use KnOTS(scale_by_singular_values=True), or another space"
                 )
         coefficients = self.coefficients
         if isinstance(coefficients, dict):
@@ -91,15 +103,24 @@ class Merger:
         >>> str(Merger("knots", Ties(density=0.3), [Star(eta=40)], coefficients=0.6))
         'Star(eta=40), then Ties(density=0.3), in KnOTS space, coefficient 0.6'
         """
-        steps = ", then ".join(_brief(step) for step in (*self.transforms, self.method))
+        steps = ", then ".join(map(_brief, self.steps))
         scaled = "" if self.coefficients == 1.0 else f", coefficient {self.coefficients}"
         return f"{steps}, in {_brief(self.space)} space{scaled}"
 
     @property
+    def steps(self) -> list[Transform | Method | Finish]:
+        """What is done to the coordinates, in this order."""
+        return [*self.transforms, self.method, *([self.finish] if self.finish else [])]
+
+    @property
+    def _entrywise(self) -> list[Transform | Method]:
+        """The steps that leave no low rank."""
+        return [step for step in (*self.transforms, self.method) if step.entrywise]
+
+    @property
     def low_rank(self) -> bool:
         """Whether low-rank adapters give a low-rank result, which can be saved as an adapter without loss."""
-        entrywise = self.method.entrywise or any(transform.entrywise for transform in self.transforms)
-        return self.space.low_rank(entrywise)
+        return self.space.low_rank(dense_coordinates=bool(self._entrywise))
 
     def require_low_rank(self) -> None:
         """Raise if the result cannot be saved as an adapter: to be called before work that ends in saving.
@@ -108,11 +129,10 @@ class Merger:
             SheetbendError: It names the way out.
         """
         if not self.low_rank:
-            entrywise = [step for step in (*self.transforms, self.method) if step.entrywise]
             raise SheetbendError(
-                f"{type(entrywise[0]).__name__} in space {type(self.space).__name__} gives dense "
-                "updates, which no LoRA adapter holds exactly; merge in another space (knots), or apply the "
-                "result to the base model"
+                f"{type(self._entrywise[0]).__name__} in space {type(self.space).__name__} gives dense updates, which "
+                "no LoRA adapter holds exactly; give rank=, to keep the best approximation of that rank, or add the "
+                "result to a full model"
             )
 
     def task_coefficients(self, tasks: Sequence[str]) -> list[float]:
@@ -142,15 +162,51 @@ class Merger:
             return [float(coefficient) for coefficient in coefficients]
         return [float(coefficients)] * len(tasks)
 
-    def merge(self, adapters: Sequence[Adapter], same_base: bool = False) -> MergedAdapter:
+    def merge(
+        self,
+        adapters: Sequence[Adapter],
+        same_base: bool = False,
+        encode: Encode | None = None,
+        progress: Progress | None = None,
+    ) -> MergedAdapter:
         """Merge adapters of one base model.
 
         Args:
             adapters: One a task, with distinct names; any ranks and floating dtypes.
             same_base: Accept different names of the base model.
+            encode: Takes the place of ``space.encode``, such as `AlignmentCache.encode`.
+            progress: Called as the work goes on.
 
         Raises:
             SheetbendError: The adapters do not fit together, or the coefficients do not fit them.
+        """
+        adapters = list(adapters)
+        updates = dict(self.stream(adapters, same_base, encode, progress))
+        return MergedAdapter(updates, name="merged", **common_facts(adapters))
+
+    def stream(
+        self,
+        adapters: Sequence[Adapter],
+        same_base: bool = False,
+        encode: Encode | None = None,
+        progress: Progress | None = None,
+        then: Callable[[str, Update], Any] = lambda module, update: update,
+    ) -> Iterator[tuple[str, Any]]:
+        """Merge adapters of one base model, yielding each module as soon as it is merged.
+
+        What is held are the adapters, their alignment (about as large), and the few modules that are being worked
+        on.
+
+        Args:
+            adapters: As for `merge`.
+            same_base: As for `merge`.
+            encode: As for `merge`.
+            progress: As for `merge`.
+            then: Called with each module and its merged update where these are made, on several threads; its
+                result is yielded in place of the update.
+
+        Yields:
+            The name of the module, and its merged update or what ``then`` made of it.
         """
         adapters = list(adapters)
         check_same_base(adapters, same_base=same_base)
@@ -158,13 +214,32 @@ class Merger:
         twice = [task for task in tasks if tasks.count(task) > 1]
         if twice:
             raise SheetbendError(f"two adapters are named {twice[0]!r}; give each its own name")
-        coefficients = self.task_coefficients(tasks)
+        by_name = dict(zip(tasks, self.task_coefficients(tasks), strict=True))
         modules = list(adapters[0])
+        # In the order of their names, so that the bytes do not depend on the order in which they were given.
+        adapters.sort(key=lambda adapter: adapter.name)
+        tasks = [adapter.name for adapter in adapters]
+        coefficients = [by_name[task] for task in tasks]
 
-        # Factored coordinates are about as large as the adapters, so all modules' are kept; what a method
-        # makes of them lives for one module at a time.
-        encoded = map_modules(lambda name: self.space.encode([adapter[name] for adapter in adapters]), modules)
-        work = list(zip(modules, encoded, strict=True))
+        def reporting(stage: str, results: Iterable[Any]) -> Iterator[Any]:
+            for done, result in enumerate(results, start=1):
+                if progress is not None:
+                    progress(stage, done, len(modules))
+                yield result
+
+        def align(module: str) -> Encoded:
+            updates = [adapter[module].load() for adapter in adapters]
+            if len(updates[0].shape) == 1:  # a vector has no basis to align
+                return Encoded(updates)
+            return (encode or self.space.encode)(updates)
+
+        if self.space.costly:
+            # Factored coordinates are about as large as the adapters, so all modules' are kept; what a method
+            # makes of them lives for a block of rows at a time.
+            frames = dict(zip(modules, reporting("align", map_modules(align, modules)), strict=True))
+            frame_of = frames.__getitem__
+        else:
+            frame_of = align
 
         def coordinates(module: str, frame: Encoded) -> list[Update]:
             transformed = []
@@ -175,34 +250,39 @@ class Merger:
             return transformed
 
         def each_module(function: Callable[[list[Update]], Any]) -> Iterable[Any]:
-            return map_modules(lambda item: function(coordinates(*item)), work)
+            return reporting(
+                "look at all modules",
+                map_modules(lambda module: function(coordinates(module, frame_of(module))), modules),
+            )
 
         survey = self.method.survey(each_module)
 
-        def merge_module(item: tuple[str, Encoded]) -> Update:
-            module, frame = item
-            merged = frame.decode(self.method.merge(coordinates(module, frame), coefficients, survey))
-            if not all(tensor.isfinite().all() for tensor in merged.tensors().values()):
+        def merge_module(module: str) -> Any:
+            frame = frame_of(module)
+            merged = self.method.merge(coordinates(module, frame), coefficients, survey)
+            if self.finish is not None:
+                merged = self.finish.finish(merged)
+            update = frame.decode(merged)
+            if not all(map(all_finite, update.tensors().values())):
                 raise SheetbendError(f"merging {module} overflows; give smaller coefficients, or adapters of sane size")
-            return merged
+            return then(module, update)
 
-        updates = dict(zip(modules, map_modules(merge_module, work), strict=True))
-        return MergedAdapter(updates, name="merged", **_common_facts(adapters))
+        yield from zip(modules, reporting("merge", map_modules(merge_module, modules)), strict=True)
 
 
-def _brief(part: Space | Method | Transform) -> str:
+def _brief(part: Space | Method | Transform | Finish) -> str:
     """Return the name with what is not as by default; of a step also its first field, its main setting."""
     shown = [
         f"{field.name}={getattr(part, field.name):g}"
         if isinstance(getattr(part, field.name), float)
         else f"{field.name}={getattr(part, field.name)}"
         for index, field in enumerate(fields(part))
-        if getattr(part, field.name) != field.default or (index == 0 and not isinstance(part, Space))
+        if getattr(part, field.name) != field.default or (index == 0 and not isinstance(part, Space | Finish))
     ]
     return f"{type(part).__name__}({', '.join(shown)})" if shown else type(part).__name__
 
 
-def _common_facts(adapters: Sequence[Adapter]) -> dict[str, Any]:
+def common_facts(adapters: Sequence[Adapter]) -> dict[str, Any]:
     """Return the base model and the metadata on which all adapters agree."""
     first = adapters[0].metadata
     metadata = {

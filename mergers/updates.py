@@ -1,8 +1,7 @@
 """What fine-tuning adds to a model: one update a weight, an adapter for all of them."""
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +9,12 @@ import torch
 from torch import Tensor
 
 from mergers.errors import SheetbendError
+from mergers.functional.linalg import SVD, Factors, svd_of_matrix, svd_of_product
+from mergers.hashing import Digest
 
 
 class Update(ABC):
-    """What fine-tuning adds to one weight, of shape (out, in)."""
+    """What fine-tuning adds to one weight, of shape (out, in); or to a vector."""
 
     @property
     @abstractmethod
@@ -30,6 +31,22 @@ class Update(ABC):
         """Return the update as one float32 tensor of `shape`."""
 
     @abstractmethod
+    def blocks(self, rows: int) -> Iterator[Tensor]:
+        """Yield the update in float32, ``rows`` rows at a time, so that the whole need never be held."""
+
+    @abstractmethod
+    def sample(self, step: int) -> Tensor:
+        """Return every ``step``-th row in float32."""
+
+    @abstractmethod
+    def factors(self) -> Factors:
+        """Return (out, r) and (r, in) in float32, whose product is the update; a vector is one column."""
+
+    @abstractmethod
+    def svd(self) -> SVD:
+        """Return the singular value decomposition in float64, of k = min(rank, out, in) triplets."""
+
+    @abstractmethod
     def scaled(self, factor: float) -> "Update":
         """Return ``factor`` times this update."""
 
@@ -37,13 +54,26 @@ class Update(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """Return the stored values by name; what `Adapter.content_hash` covers."""
 
+    @abstractmethod
+    def to(self, device: torch.device | str) -> "Update":
+        """Return the update with its tensors on ``device``."""
+
+    def load(self) -> "Update":
+        """Return the update with its tensors in memory; one that stays on disk until it is used reads them here."""
+        return self
+
+    def squared_norm(self) -> float:
+        """Return the squared Frobenius norm, summed in float64."""
+        B, A = self.factors()
+        return float(((B.T.double() @ B.double()) * (A.double() @ A.double().T)).sum())
+
 
 @dataclass(frozen=True, eq=False)
 class LowRankUpdate(Update):
     """delta = scale * B @ A.
 
     Attributes:
-        A: (r, in).
+        A: (r, in), of any floating dtype.
         B: (out, r).
         scale: The factor, alpha / r for plain LoRA.
 
@@ -73,7 +103,7 @@ class LowRankUpdate(Update):
         """r, the number of rows of A."""
         return self.A.shape[0]
 
-    def factors(self) -> tuple[Tensor, Tensor]:
+    def factors(self) -> Factors:
         """Return (scale * B, A) in float32; their product is the update."""
         B = self.B.detach().float()
         return (B if self.scale == 1.0 else B * self.scale), self.A.detach().float()
@@ -83,6 +113,21 @@ class LowRankUpdate(Update):
         B, A = self.factors()
         return B @ A
 
+    def blocks(self, rows: int) -> Iterator[Tensor]:
+        """Yield the products of ``rows`` rows of B with A."""
+        B, A = self.factors()
+        for part in B.split(rows):
+            yield part @ A
+
+    def sample(self, step: int) -> Tensor:
+        """Return the product of every ``step``-th row of B with A."""
+        B, A = self.factors()
+        return B[::step] @ A
+
+    def svd(self) -> SVD:
+        """Return the decomposition by way of the factors."""
+        return svd_of_product(*self.factors())
+
     def scaled(self, factor: float) -> "LowRankUpdate":
         """Return ``factor`` times this update, on the same factors."""
         return LowRankUpdate(self.A, self.B, self.scale * factor)
@@ -90,6 +135,10 @@ class LowRankUpdate(Update):
     def tensors(self) -> dict[str, Tensor]:
         """Return A, B and the scale."""
         return {"A": self.A, "B": self.B, "scale": torch.tensor(self.scale, dtype=torch.float64)}
+
+    def to(self, device: torch.device | str) -> "LowRankUpdate":
+        """Return the update with its factors on ``device``."""
+        return LowRankUpdate(self.A.to(device), self.B.to(device), self.scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +165,29 @@ class DenseUpdate(Update):
         """Return ``delta`` in float32."""
         return self.delta.detach().float()
 
+    def blocks(self, rows: int) -> Iterator[Tensor]:
+        """Yield ``rows`` rows of ``delta`` at a time."""
+        for part in self.delta.detach().split(rows):
+            yield part.float()
+
+    def sample(self, step: int) -> Tensor:
+        """Return every ``step``-th row."""
+        return self.delta.detach()[::step].float()
+
+    def factors(self) -> Factors:
+        """Return delta and the identity, with the smaller side between them."""
+        delta = self.dense().reshape(self.shape[0], -1)
+        eye = torch.eye(min(delta.shape), device=delta.device)
+        return (eye, delta) if delta.shape[0] <= delta.shape[1] else (delta, eye)
+
+    def svd(self) -> SVD:
+        """Return the decomposition of ``delta``."""
+        return svd_of_matrix(self.dense().reshape(self.shape[0], -1))
+
+    def squared_norm(self) -> float:
+        """Return the sum of squares of ``delta``."""
+        return float(self.dense().double().square().sum())
+
     def scaled(self, factor: float) -> "DenseUpdate":
         """Return ``factor * delta`` in float32."""
         return DenseUpdate(self.dense() * factor)
@@ -123,6 +195,72 @@ class DenseUpdate(Update):
     def tensors(self) -> dict[str, Tensor]:
         """Return delta."""
         return {"delta": self.delta}
+
+    def to(self, device: torch.device | str) -> "DenseUpdate":
+        """Return the update with ``delta`` on ``device``."""
+        return DenseUpdate(self.delta.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class ChangedUpdate(Update):
+    """An update whose entries are changed as they are read, block by block.
+
+    Attributes:
+        source: What is changed.
+        begin: Called once a pass over the entries; returns a function that is called with the consecutive
+            blocks of rows of ``source`` in turn and returns them changed.
+    """
+
+    source: Update
+    begin: Callable[[], Callable[[Tensor], Tensor]]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of ``source``."""
+        return self.source.shape
+
+    @property
+    def rank(self) -> int:
+        """min(out, in): a change of entries leaves no low rank."""
+        return min(self.shape) if len(self.shape) == 2 else 1
+
+    def blocks(self, rows: int) -> Iterator[Tensor]:
+        """Yield the changed rows."""
+        change = self.begin()
+        for block in self.source.blocks(rows):
+            yield change(block)
+
+    def sample(self, step: int) -> Tensor:
+        """Return changed rows that are like every ``step``-th one: random changes draw other numbers."""
+        return self.begin()(self.source.sample(step))
+
+    def dense(self) -> Tensor:
+        """Return all changed rows."""
+        return torch.cat(list(self.blocks(self.shape[0])))
+
+    def factors(self) -> Factors:
+        """Return the changed entries and the identity."""
+        return DenseUpdate(self.dense()).factors()
+
+    def svd(self) -> SVD:
+        """Return the decomposition of the changed entries."""
+        return DenseUpdate(self.dense()).svd()
+
+    def squared_norm(self) -> float:
+        """Return the sum of squares of the changed entries."""
+        return DenseUpdate(self.dense()).squared_norm()
+
+    def scaled(self, factor: float) -> "DenseUpdate":
+        """Return ``factor`` times the changed entries."""
+        return DenseUpdate(self.dense() * factor)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the changed entries as ``delta``."""
+        return {"delta": self.dense()}
+
+    def to(self, device: torch.device | str) -> "ChangedUpdate":
+        """Return the same change of ``source`` on ``device``."""
+        return ChangedUpdate(self.source.to(device), self.begin)
 
 
 class Adapter(Mapping[str, Update]):
@@ -132,7 +270,9 @@ class Adapter(Mapping[str, Update]):
         updates: Module name (no PEFT prefix, such as ``encoder.layers.0.self_attn.q_proj``) to update.
         name: The task.
         base_model: Name of the model the updates belong to, or None where the files do not say.
-        metadata: Further facts, as plain values: ``path``, ``dtype``, ``fan_in_fan_out``, PEFT's ``config``.
+        metadata: Further facts, as plain values: ``path``, ``dtype``, ``fan_in_fan_out``, ``selection``, ``kinds``, ...
+        heads: What was trained whole beside the updates and belongs to this task alone, such as its classifier:
+            name of the parameter to tensor.
     """
 
     def __init__(
@@ -141,8 +281,10 @@ class Adapter(Mapping[str, Update]):
         name: str,
         base_model: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        heads: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._updates = dict(updates)
+        self.heads: dict[str, Tensor] = dict(heads or {})
         self.name = name
         self.base_model = base_model
         self.metadata: dict[str, Any] = dict(metadata or {})
@@ -173,10 +315,8 @@ class Adapter(Mapping[str, Update]):
 
         Neither the order of the modules nor the dtype or layout of the files they came from changes it.
         """
-        digest = hashlib.sha256()
+        digest = Digest()
         for module in sorted(self):
-            for part, tensor in self[module].tensors().items():
-                values = tensor.detach().to("cpu", torch.float32).contiguous()
-                digest.update(f"{module}\x1f{part}\x1f{tuple(values.shape)}\x1f".encode())
-                digest.update(values.numpy().tobytes())
+            for part, tensor in self[module].load().tensors().items():
+                digest.add(f"{module}\x1f{part}", tensor)
         return digest.hexdigest()

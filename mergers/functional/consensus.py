@@ -1,5 +1,6 @@
 """TIES' agreement on a sign, and the merge of the entries that have it."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -9,11 +10,11 @@ Vote = Literal["values", "counts"]
 Aggregate = Literal["mean", "sum", "max"]
 
 
-def elect_signs(values: Tensor, vote: Vote = "values") -> Tensor:
+def elect_signs(values: Sequence[Tensor] | Tensor, vote: Vote = "values") -> Tensor:
     """Return the sign of each entry's sum over tasks.
 
     Args:
-        values: (T, ...).
+        values: T tensors of one shape.
         vote: "values" sums the entries, "counts" their signs.
 
     Returns:
@@ -24,31 +25,47 @@ def elect_signs(values: Tensor, vote: Vote = "values") -> Tensor:
     >>> elect_signs(torch.tensor([[3.0, 1.0], [-1.0, 1.0], [-1.0, -2.0]]), vote="counts")
     tensor([-1.,  1.])
     """
-    return (values if vote == "values" else values.sign()).sum(dim=0).sign()
+    total = torch.zeros_like(values[0])
+    for value in values:
+        total += value if vote == "values" else value.sign()
+    return total.sign_()
 
 
-def resolve_zero_signs(signs: Tensor, majority: Tensor | float) -> Tensor:
-    """Return ``signs`` with the sign of ``majority`` in place of zeros."""
-    majority = torch.as_tensor(majority, dtype=signs.dtype, device=signs.device).sign()
-    return torch.where(signs == 0, majority, signs)
+def resolve_zero_signs(signs: Tensor, majority: float) -> Tensor:
+    """Return ``signs`` with the sign of ``majority`` in place of zeros.
+
+    >>> resolve_zero_signs(torch.tensor([1.0, 0.0, -1.0]), majority=-7.0)
+    tensor([ 1., -1., -1.])
+    """
+    sign = (majority > 0) - (majority < 0)
+    return signs + sign * (1 - signs.abs()) if sign else signs
 
 
-def disjoint_merge(values: Tensor, signs: Tensor, weights: Tensor, aggregate: Aggregate = "mean") -> Tensor:
+def disjoint_merge(
+    values: Sequence[Tensor] | Tensor, signs: Tensor, weights: Sequence[float], aggregate: Aggregate = "mean"
+) -> Tensor:
     """Merge, entry by entry, the tasks whose value has the elected sign.
 
     Args:
-        values: (T, ...), trimmed; a zero takes no part.
+        values: T tensors (...), trimmed; a zero takes no part.
         signs: (...), elected.
-        weights: (T,), multiply the values after the selection.
+        weights: One a task; multiply the values after the selection.
         aggregate: "mean" over the tasks that take part, "sum", or "max": the weighted value largest in
             magnitude.
 
     Returns:
         (...), zero where no task takes part.
     """
-    chosen = values.sign() == signs
-    weighted = torch.where(chosen, values, 0.0) * weights.view(-1, *[1] * signs.ndim)
-    if aggregate == "max":
-        return weighted.gather(0, weighted.abs().argmax(dim=0, keepdim=True)).squeeze(0)
-    total = weighted.sum(dim=0)
-    return total if aggregate == "sum" else total / chosen.sum(dim=0).clamp(min=1)
+    merged = torch.zeros_like(signs)
+    count = torch.zeros_like(signs)
+    for value, weight in zip(values, weights, strict=True):
+        agreeing = (value * signs).relu_()  # its magnitude where the sign is the elected one, else 0
+        if aggregate == "max":
+            candidate = agreeing * weight
+            merged = torch.where(candidate.abs() > merged.abs(), candidate, merged)
+        else:
+            merged.add_(agreeing, alpha=weight)
+        if aggregate == "mean":
+            count += agreeing.sign_()
+    merged *= signs
+    return merged.div_(count.clamp_(min=1)) if aggregate == "mean" else merged

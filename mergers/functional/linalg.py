@@ -37,6 +37,11 @@ class ConcatenatedSVD(NamedTuple):
     V: list[Factors]
 
 
+def svd_of_matrix(matrix: Tensor) -> SVD:
+    """Return the SVD of an (out, in) matrix: k = min(out, in) triplets, float64."""
+    return SVD(*torch.linalg.svd(matrix.double(), full_matrices=False))
+
+
 def svd_of_product(B: Tensor, A: Tensor) -> SVD:
     """Return the SVD of B @ A by QR of both factors and the SVD of an (r, r) matrix.
 
@@ -83,6 +88,64 @@ def svd_of_concatenation(tasks: Sequence[Factors]) -> ConcatenatedSVD:
     return ConcatenatedSVD(U * signs, s, list(zip(lefts, rights, strict=True)))
 
 
+def left_singular_vectors(matrix: Tensor) -> Tensor:
+    """Return the left singular vectors of an (out, R) matrix, (out, min(out, R)) float64, with fixed signs.
+
+    By QR and the SVD of the triangle, which costs little where R is smaller than out.
+    """
+    Q, R = torch.linalg.qr(matrix.double())
+    U = Q @ torch.linalg.svd(R, full_matrices=False).U
+    return U * _column_signs(U)
+
+
+def nearest_orthonormal(matrix: Tensor, cutoff: float = 1e-10) -> Tensor:
+    """Return the matrix with orthonormal columns that is nearest to ``matrix``: its polar factor, float64.
+
+    Where the columns depend on each other, only their span is made orthonormal (a partial isometry), so that no
+    direction is invented.
+
+    Args:
+        matrix: (n, k).
+        cutoff: Singular values up to this fraction of the largest count as zero.
+
+    >>> nearest_orthonormal(torch.diag(torch.tensor([3.0, 0.5])))
+    tensor([[1., 0.],
+            [0., 1.]], dtype=torch.float64)
+    """
+    U, s, Vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    rank = numerical_rank(s, cutoff)
+    return U[:, :rank] @ Vh[:rank]
+
+
+def truncated_svd(matrix: Tensor, rank: int, iterations: int = 2, oversampling: int = 16, seed: int = 0) -> SVD:
+    """Return the leading singular triplets of a dense matrix by randomised subspace iteration, float32.
+
+    What is kept is a projection, U U^T matrix, so its error is known exactly from norms.
+
+    Paper: Halko, Martinsson and Tropp, Finding structure with randomness, SIAM Review 2011 (arXiv 0909.4061).
+
+    Args:
+        matrix: (out, in).
+        rank: How many triplets, up to min(out, in).
+        iterations: Products with matrix @ matrix.T; each brings the subspace nearer to the best one.
+        oversampling: Further directions that are iterated and then dropped.
+        seed: Of the first subspace.
+    """
+    matrix = matrix.float()
+    width = min(rank + oversampling, *matrix.shape)
+    if 2 * width >= min(matrix.shape):
+        U, s, Vh = svd_of_matrix(matrix)
+        return SVD(U[:, :rank].float(), s[:rank].float(), Vh[:rank].float())
+    generator = torch.Generator().manual_seed(seed)
+    Q = torch.randn(matrix.shape[1], width, generator=generator).to(matrix.device)
+    Q = torch.linalg.qr(matrix @ Q).Q
+    for _ in range(iterations):
+        Q = torch.linalg.qr(matrix.T @ Q).Q
+        Q = torch.linalg.qr(matrix @ Q).Q
+    U, s, Vh = svd_of_product(torch.eye(width, device=matrix.device), Q.T @ matrix)
+    return SVD(Q @ U[:, :rank].float(), s[:rank].float(), Vh[:rank].float())
+
+
 def _column_signs(U: Tensor) -> Tensor:
     """Return the sign of the largest entry in magnitude of each column, 1 for a column of zeros."""
     if U.numel() == 0:
@@ -100,3 +163,11 @@ def numerical_rank(s: Tensor, cutoff: float, relative: bool = True) -> int:
     if s.numel() == 0:
         return 0
     return int((s > (cutoff * s.max() if relative else cutoff)).sum())
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Return whether no entry is NaN or infinite."""
+    if tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor.detach())  # NaN spreads; much faster than isfinite().all()
+    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))

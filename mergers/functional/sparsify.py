@@ -1,7 +1,7 @@
 """Which entries are kept: magnitude thresholds and random masks."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,9 +10,10 @@ from torch import Tensor
 # and 7 of the mantissa), then its 16 low ones.
 _LOW_BITS = 16
 _HIGH_BINS, _LOW_BINS = 1 << 15, 1 << 16
+_HISTOGRAM_ENTRIES = 1 << 19
 
-#: Calls a function on the tensors of every module (one a task) and returns the results, lazily.
-EachModule = Callable[[Callable[[Sequence[Tensor]], Tensor]], Iterable[Tensor]]
+#: Calls a function on every module's blocks (an iterable of float32 tensors a task) and returns the results, lazily.
+EachModule = Callable[[Callable[[Sequence[Iterable[Tensor]]], Tensor]], Iterable[Tensor]]
 
 
 def threshold_rank(count: int, density: float) -> int:
@@ -31,17 +32,17 @@ def threshold_rank(count: int, density: float) -> int:
 def magnitude_threshold(values: Tensor, density: float) -> Tensor:
     """Return the smallest magnitude kept among all entries of ``values``: float32, 0 where there are none."""
     # Not kthvalue, which is not deterministic on CUDA.
-    return global_magnitude_thresholds(lambda function: [function([values])], density)[0]
+    return magnitude_thresholds(lambda function: [function([[values]])], density)[0]
 
 
-def global_magnitude_thresholds(each_module: EachModule, density: float) -> Tensor:
+def magnitude_thresholds(each_module: EachModule, density: float) -> Tensor:
     """Return one `magnitude_threshold` a task over the entries of all modules together, exactly.
 
     Two passes over the modules count the high and then the low bits of the magnitudes, so that nothing
-    larger than one module is held.
+    larger than one block is held.
 
     Args:
-        each_module: Calls a function on each module's values: float32 tensors, one a task.
+        each_module: Calls a function on each module's blocks of values, an iterable a task.
         density: In (0, 1].
 
     Returns:
@@ -51,11 +52,23 @@ def global_magnitude_thresholds(each_module: EachModule, density: float) -> Tens
     counts = high.sum(dim=1).tolist()
     ranks = torch.tensor([threshold_rank(count, density) for count in counts], device=high.device)
     high_bin, rank_within = _bin_of_rank(high, ranks)
-    low = sum(each_module(lambda values: _low_counts(values, high_bin)))
+    low = sum(each_module(lambda tasks: _low_counts(tasks, high_bin.tolist())))
     low_bin, _ = _bin_of_rank(low, rank_within)
     bits = (high_bin << _LOW_BITS) + low_bin
     bits = bits * (torch.tensor(counts, device=bits.device) > 0)
     return bits.to(torch.int32).view(torch.float32)
+
+
+def _joined(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield the entries in larger pieces, each worth a histogram."""
+    waiting: list[Tensor] = []
+    for block in blocks:
+        waiting.append(block.flatten())
+        if sum(map(len, waiting)) >= _HISTOGRAM_ENTRIES:
+            yield torch.cat(waiting)
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)
 
 
 def _magnitude_bits(values: Tensor) -> Tensor:
@@ -63,19 +76,26 @@ def _magnitude_bits(values: Tensor) -> Tensor:
     return values.detach().float().contiguous().flatten().abs().view(torch.int32)
 
 
-def _high_counts(values: Sequence[Tensor]) -> Tensor:
+def _high_counts(tasks: Sequence[Iterable[Tensor]]) -> Tensor:
     """Return the histogram of the high bits, (T, 2**15)."""
-    rows = [torch.bincount(_magnitude_bits(v) >> _LOW_BITS, minlength=_HIGH_BINS) for v in values]
-    return torch.stack(rows)
+    return torch.stack(
+        [
+            sum(torch.bincount(_magnitude_bits(block) >> _LOW_BITS, minlength=_HIGH_BINS) for block in _joined(blocks))
+            for blocks in tasks
+        ]
+    )
 
 
-def _low_counts(values: Sequence[Tensor], high_bin: Tensor) -> Tensor:
+def _low_counts(tasks: Sequence[Iterable[Tensor]], high_bins: Sequence[int]) -> Tensor:
     """Return the histogram of the low bits among the entries in each task's high bin, (T, 2**16)."""
     rows = []
-    for tensor, wanted in zip(values, high_bin.tolist(), strict=True):
-        bits = _magnitude_bits(tensor)
-        inside = bits[(bits >> _LOW_BITS) == wanted]
-        rows.append(torch.bincount(inside & (_LOW_BINS - 1), minlength=_LOW_BINS))
+    for blocks, high_bin in zip(tasks, high_bins, strict=True):
+        row = 0
+        for block in _joined(blocks):
+            # Entries of other high bins fall below or above the row; to count them is faster than to select.
+            place = (_magnitude_bits(block) - (high_bin << _LOW_BITS)).clamp_(-1, _LOW_BINS)
+            row = row + torch.bincount(place.add_(1), minlength=_LOW_BINS + 2)[1:-1]
+        rows.append(row)
     return torch.stack(rows)
 
 
@@ -87,13 +107,17 @@ def _bin_of_rank(histogram: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
     return bins.squeeze(1), ranks - before.squeeze(1)
 
 
-def keep_large(values: Tensor, threshold: Tensor) -> Tensor:
+def keep_large(values: Tensor, threshold: float) -> Tensor:
     """Return ``values`` with zeros where the magnitude is below ``threshold``.
 
-    >>> keep_large(torch.tensor([1.0, -3.0, 2.0]), torch.tensor(2.0))
+    >>> keep_large(torch.tensor([1.0, -3.0, 2.0]), 2.0)
     tensor([ 0., -3.,  2.])
     """
-    return torch.where(values.abs() >= threshold, values, 0.0)
+    if threshold <= 0:
+        return values
+    # hardshrink zeroes what is not above its limit: the float just below the threshold.
+    limit = torch.nextafter(torch.tensor(threshold, dtype=torch.float32), torch.tensor(0.0))
+    return torch.nn.functional.hardshrink(values, float(limit))
 
 
 def drop_and_rescale(values: Tensor, drop_rate: float, generator: torch.Generator) -> Tensor:
@@ -106,5 +130,5 @@ def drop_and_rescale(values: Tensor, drop_rate: float, generator: torch.Generato
         drop_rate: In [0, 1).
         generator: On the CPU, so that the mask does not depend on the device.
     """
-    kept = torch.rand(values.shape, generator=generator) >= drop_rate
-    return torch.where(kept.to(values.device), values / (1 - drop_rate), 0.0)
+    kept = torch.rand(values.shape, generator=generator).ge_(drop_rate)  # in place: 0.0 and 1.0, no slow booleans
+    return kept.div_(1 - drop_rate).to(values.device) * values

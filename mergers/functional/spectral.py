@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mergers.functional.linalg import SVD
+from mergers.functional.linalg import SVD, numerical_rank
 
 
 def nuclear_norm_rank(s: Tensor, percent: float) -> int:
@@ -36,3 +36,14 @@ def truncate_and_rescale(svd: SVD, percent: float) -> SVD:
     norm = kept.sum()
     rescaled = kept * (s.sum() / norm) if norm > 0 else kept
     return SVD(U[:, :rank], rescaled, Vh[:rank])
+
+
+def flatten_spectrum(svd: SVD, cutoff: float) -> SVD:
+    """Set all singular values above ``cutoff`` times the largest to their mean, and drop the others.
+
+    >>> flatten_spectrum(SVD(torch.eye(3), torch.tensor([3.0, 1.0, 0.0]), torch.eye(3)), cutoff=1e-6).s
+    tensor([2., 2.])
+    """
+    rank = numerical_rank(svd.s, cutoff)
+    s = svd.s[:rank]
+    return SVD(svd.U[:, :rank], s.mean().expand(rank) if rank else s, svd.Vh[:rank])

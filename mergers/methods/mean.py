@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mergers.methods.base import LinearMethod
 
@@ -13,6 +14,6 @@ class Mean(LinearMethod):
     Paper: Wortsman et al., Model soups, ICML 2022 (arXiv 2203.05482).
     """
 
-    def weights(self, coefficients: Sequence[float]) -> list[float]:
+    def weights(self, coefficients: Sequence[float], survey: Any = None) -> list[float]:
         """Return c_i / T."""
         return [coefficient / len(coefficients) for coefficient in coefficients]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mergers.methods.base import LinearMethod
 
@@ -13,6 +14,6 @@ class TaskArithmetic(LinearMethod):
     Paper: Ilharco et al., Editing models with task arithmetic, ICLR 2023 (arXiv 2212.04089).
     """
 
-    def weights(self, coefficients: Sequence[float]) -> list[float]:
+    def weights(self, coefficients: Sequence[float], survey: Any = None) -> list[float]:
         """Return c_i."""
         return list(coefficients)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,28 +15,28 @@ from mergers.functional.consensus import (
     elect_signs,
     resolve_zero_signs,
 )
-from mergers.functional.sparsify import global_magnitude_thresholds, keep_large, magnitude_threshold
-from mergers.methods.base import EachModule, Method, Result
-from mergers.updates import DenseUpdate, Update
+from mergers.functional.sparsify import keep_large, magnitude_thresholds
+from mergers.methods.base import EachModule, EntrywiseMethod, Result, blocks_of, task_blocks
+from mergers.updates import Update
 
 Trim = Literal["global", "local"]
 
 
 @dataclass(frozen=True)
-class GlobalTrim:
-    """What global trimming knows of all modules together.
+class TrimmedVote:
+    """What trimming knows of the modules that share a threshold.
 
     Attributes:
-        thresholds: (T,) smallest magnitude kept.
+        thresholds: Smallest magnitude kept, one a task; empty where all are.
         total: Sum of the elected signs; its sign is taken where a sum is exactly zero.
     """
 
-    thresholds: Tensor
+    thresholds: list[float]
     total: float
 
 
 @dataclass(frozen=True)
-class Ties(Method):
+class Ties(EntrywiseMethod):
     """TIES: trims small entries, elects a sign an entry, and merges the tasks that have it.
 
     Of d entries, those not smaller in magnitude than the (d - floor(d * density))-th smallest are kept.
@@ -52,8 +52,6 @@ class Ties(Method):
         sign: The vote: sum of the trimmed "values", or of their signs ("counts").
     """
 
-    entrywise: ClassVar[bool] = True
-
     density: float = 0.2
     trim: Trim = "global"
     aggregate: Aggregate = "mean"
@@ -67,37 +65,41 @@ class Ties(Method):
             if getattr(self, field) not in known:
                 raise SheetbendError(f"Ties {field} is {getattr(self, field)!r}; known: {', '.join(known)}")
 
-    def survey(self, each_module: EachModule) -> GlobalTrim | None:
+    def survey(self, each_module: EachModule) -> TrimmedVote | None:
         """Return thresholds and the total of elected signs over all modules; None for local trimming."""
-        if self.trim == "local":
-            return None
+        return self._vote(each_module) if self.trim == "global" else None
 
-        def each_dense(function: Callable[[list[Tensor]], Result]) -> Iterable[Result]:
-            return each_module(lambda coordinates: function([update.dense() for update in coordinates]))
+    def survey_module(self, coordinates: Sequence[Update], survey: TrimmedVote | None) -> TrimmedVote:
+        """Return the survey of all modules, or that of this one for local trimming."""
+        return self._vote(lambda function: [function(coordinates)]) if survey is None else survey
 
-        thresholds = global_magnitude_thresholds(each_dense, self.density)
-        totals = each_dense(lambda values: _total_sign(elect_signs(_trimmed(values, thresholds), self.sign)))
-        return GlobalTrim(thresholds, sum(totals))
+    def merge_entries(self, values: Sequence[Tensor], coefficients: Sequence[float], survey: TrimmedVote) -> Tensor:
+        """Return the merged entries of a block."""
+        trimmed = _trimmed(values, survey.thresholds)
+        signs = resolve_zero_signs(elect_signs(trimmed, self.sign), survey.total)
+        return disjoint_merge(trimmed, signs, coefficients, self.aggregate)
 
-    def merge(self, coordinates: Sequence[Update], coefficients: Sequence[float], survey: GlobalTrim | None) -> Update:
-        """Return the merged entries."""
-        values = [update.dense() for update in coordinates]
-        if survey is None:
-            thresholds = torch.stack([magnitude_threshold(value, self.density) for value in values])
-        else:
-            thresholds = survey.thresholds
-        trimmed = _trimmed(values, thresholds)
-        signs = elect_signs(trimmed, self.sign)
-        signs = resolve_zero_signs(signs, _total_sign(signs) if survey is None else survey.total)
-        weights = torch.tensor(coefficients, dtype=trimmed.dtype, device=trimmed.device)
-        return DenseUpdate(disjoint_merge(trimmed, signs, weights, self.aggregate))
+    def _vote(self, each_module: EachModule) -> TrimmedVote:
+        """Return thresholds and the total of elected signs over some modules."""
+        thresholds: list[float] = []  # density 1 keeps all
+        if self.density < 1:
+
+            def each_blocks(function: Callable[[list[Iterable[Tensor]]], Result]) -> Iterable[Result]:
+                return each_module(lambda coordinates: function([blocks_of(update) for update in coordinates]))
+
+            thresholds = magnitude_thresholds(each_blocks, self.density).tolist()
+
+        def total_sign(coordinates: Sequence[Update]) -> float:
+            return sum(
+                float(elect_signs(_trimmed(values, thresholds), self.sign).sum(dtype=torch.float64))
+                for values in task_blocks(coordinates)
+            )
+
+        return TrimmedVote(thresholds, sum(each_module(total_sign)))
 
 
-def _total_sign(signs: Tensor) -> float:
-    """Return the sum of elected signs, exact for any number of entries."""
-    return float(signs.sum(dtype=torch.float64))
-
-
-def _trimmed(values: Sequence[Tensor], thresholds: Tensor) -> Tensor:
-    """Return each task's large entries, (T, ...)."""
-    return torch.stack([keep_large(value, limit) for value, limit in zip(values, thresholds, strict=True)])
+def _trimmed(values: Sequence[Tensor], thresholds: Sequence[float]) -> list[Tensor]:
+    """Return each task's large entries; all of them where there are no thresholds."""
+    if not thresholds:
+        return list(values)
+    return [keep_large(value, limit) for value, limit in zip(values, thresholds, strict=True)]

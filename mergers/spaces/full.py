@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mergers.spaces.base import Encoded, Space
 from mergers.updates import Update
@@ -11,9 +12,11 @@ from mergers.updates import Update
 class Full(Space):
     """The update itself: coordinates are deltas (out, in), factored until a method needs their entries."""
 
+    costly: ClassVar[bool] = False
+
     def encode(self, updates: Sequence[Update]) -> Encoded:
         """Return the updates as they are."""
-        return Encoded(list(updates), decode=lambda merged: merged)
+        return Encoded(list(updates))
 
     def low_rank(self, dense_coordinates: bool) -> bool:
         """Return whether the coordinates are."""

@@ -1,17 +1,19 @@
 """Random dropping of entries."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+
+from torch import Tensor
 
 from mergers.errors import SheetbendError
 from mergers.functional.sparsify import drop_and_rescale
 from mergers.seeding import derive_generator
-from mergers.transforms.base import Transform
-from mergers.updates import DenseUpdate, Update
+from mergers.transforms.base import EntrywiseTransform
+from mergers.updates import Update
 
 
 @dataclass(frozen=True)
-class Dare(Transform):
+class Dare(EntrywiseTransform):
     """DARE: drops entries at random and rescales the others by 1 / (1 - drop_rate).
 
     Each (seed, task, module) has a random stream of its own, so that masks depend neither on the order of the
@@ -24,8 +26,6 @@ class Dare(Transform):
         seed: Seed of the masks.
     """
 
-    entrywise: ClassVar[bool] = True
-
     drop_rate: float
     seed: int = 0
 
@@ -33,7 +33,7 @@ class Dare(Transform):
         if not 0 <= self.drop_rate < 1:
             raise SheetbendError(f"Dare drop_rate is {self.drop_rate}; give a fraction in [0, 1)")
 
-    def transform(self, coordinates: Update, task: str, module: str) -> Update:
-        """Return the masked and rescaled entries."""
+    def begin(self, coordinates: Update, task: str, module: str) -> Callable[[Tensor], Tensor]:
+        """Return what masks and rescales the next block, with the stream of this task and module."""
         generator = derive_generator(self.seed, task, module)
-        return DenseUpdate(drop_and_rescale(coordinates.dense(), self.drop_rate, generator))
+        return lambda block: drop_and_rescale(block, self.drop_rate, generator)

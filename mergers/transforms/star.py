@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mergers.errors import SheetbendError
-from mergers.functional.linalg import svd_of_product
 from mergers.functional.spectral import truncate_and_rescale
 from mergers.transforms.base import Transform
 from mergers.updates import DenseUpdate, LowRankUpdate, Update
@@ -34,11 +33,6 @@ class Star(Transform):
         """Return the truncated update, low-rank; a vector has one singular value and stays as it is."""
         if len(coordinates.shape) != 2:
             return coordinates
-        if isinstance(coordinates, LowRankUpdate):
-            B, A = coordinates.factors()
-        else:
-            A = coordinates.dense()
-            B = A.new_ones(A.shape[0]).diag()
-        U, s, Vh = truncate_and_rescale(svd_of_product(B, A), self.eta)
+        U, s, Vh = truncate_and_rescale(coordinates.svd(), self.eta)
         truncated = LowRankUpdate(A=Vh.float(), B=(U * s).float())
         return truncated if isinstance(coordinates, LowRankUpdate) else DenseUpdate(truncated.dense())

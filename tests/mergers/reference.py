@@ -20,6 +20,8 @@ def full(tasks, space):
 def knots(tasks, space):
     coordinates, decoders = {}, {}
     for module, deltas in tasks.items():
+        if space.concatenate == "outputs":
+            deltas = [delta.T for delta in deltas]
         U, s, Vh = torch.linalg.svd(torch.cat(deltas, dim=1), full_matrices=False)
         limit = space.cutoff * s[0] if space.relative_cutoff else space.cutoff
         rank = int((s > limit).sum())
@@ -31,12 +33,29 @@ def knots(tasks, space):
         columns = deltas[0].shape[1]
         blocks = [Vh[:, i * columns : (i + 1) * columns] for i in range(len(deltas))]
         if space.scale_by_singular_values:
-            coordinates[module] = [s[:, None] * block for block in blocks]
+            blocks = [s[:, None] * block for block in blocks]
             basis = U
         else:
-            coordinates[module] = blocks
             basis = U * s
-        decoders[module] = lambda merged, basis=basis: basis @ merged
+        if space.concatenate == "outputs":
+            coordinates[module] = [block.T for block in blocks]
+            decoders[module] = lambda merged, basis=basis: merged @ basis.T
+        else:
+            coordinates[module] = blocks
+            decoders[module] = lambda merged, basis=basis: basis @ merged
+    return coordinates, decoders
+
+
+def core(tasks, space, factors):
+    coordinates, decoders = {}, {}
+    for module, deltas in tasks.items():
+        left = torch.linalg.svd(torch.cat([B for B, _ in factors[module]], dim=1), full_matrices=False).U
+        right = torch.linalg.svd(torch.cat([A for _, A in factors[module]]), full_matrices=False).Vh
+        # The sign convention again: the largest entry of each basis vector is positive.
+        left = left * torch.stack([column[column.abs().argmax()].sign() for column in left.T])
+        right = right * torch.stack([row[row.abs().argmax()].sign() for row in right])[:, None]
+        coordinates[module] = [left.T @ delta @ right.T for delta in deltas]
+        decoders[module] = lambda merged, left=left, right=right: left @ merged @ right
     return coordinates, decoders
 
 
@@ -116,7 +135,18 @@ def ties(tasks, method, coefficients):
     return merged
 
 
-SPACES = {"Full": full, "KnOTS": knots}
+# Finishes: the merged coordinates of one module
+
+
+def iso(values, finish):
+    U, s, Vh = torch.linalg.svd(values, full_matrices=False)
+    support = s > finish.cutoff * s[0]
+    mean = s[support].mean() if support.any() else 0.0
+    return U[:, support] @ (mean * Vh[support])
+
+
+SPACES = {"Full": full, "KnOTS": knots, "Core": core}
+FINISHES = {"Iso": iso}
 TRANSFORMS = {"Dare": dare, "Star": star}
 METHODS = {"Mean": mean, "TaskArithmetic": task_arithmetic, "Ties": ties}
 
@@ -128,7 +158,17 @@ def merge(merger, adapters):
     for module in adapters[0]:
         updates = [adapter[module] for adapter in adapters]
         tasks[module] = [update.scale * update.B.double() @ update.A.double() for update in updates]
-    coordinates, decoders = SPACES[type(merger.space).__name__](tasks, merger.space)
+    space = SPACES[type(merger.space).__name__]
+    if space is core:  # its basis is that of the factors
+        factors = {
+            module: [
+                (adapter[module].scale * adapter[module].B.double(), adapter[module].A.double()) for adapter in adapters
+            ]
+            for module in tasks
+        }
+        coordinates, decoders = core(tasks, merger.space, factors)
+    else:
+        coordinates, decoders = space(tasks, merger.space)
     for transform in merger.transforms:
         change = TRANSFORMS[type(transform).__name__]
         coordinates = {
@@ -137,4 +177,7 @@ def merge(merger, adapters):
         }
     coefficients = merger.task_coefficients(names)
     merged = METHODS[type(merger.method).__name__](coordinates, merger.method, coefficients)
+    if merger.finish:
+        change = FINISHES[type(merger.finish).__name__]
+        merged = {module: change(values, merger.finish) for module, values in merged.items()}
     return {module: decoders[module](values) for module, values in merged.items()}

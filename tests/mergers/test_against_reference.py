@@ -9,14 +9,15 @@ from builders import random_adapter
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mergers import Dare, Full, KnOTS, Mean, Merger, Star, TaskArithmetic, Ties
+from mergers import Core, Dare, Full, Iso, KnOTS, Mean, Merger, Star, TaskArithmetic, Ties
+from mergers.finishes.base import Finish
 from mergers.methods.base import Method
 from mergers.registry import registered
 from mergers.spaces.base import Space
 from mergers.transforms.base import Transform
 
 UNSCALED = KnOTS(scale_by_singular_values=False)
-SPACES = [Full(), KnOTS(), UNSCALED, KnOTS(cutoff=1e-5, relative_cutoff=False)]
+SPACES = [Full(), KnOTS(), UNSCALED, KnOTS(cutoff=1e-5, relative_cutoff=False), KnOTS(concatenate="outputs"), Core()]
 METHODS = [
     Mean(),
     TaskArithmetic(),
@@ -27,6 +28,7 @@ METHODS = [
     Ties(density=0.4, trim="local", aggregate="max", sign="counts"),
 ]
 TRANSFORMS = [[], [Dare(0.3)], [Star(40)], [Star(70), Dare(0.5, seed=3)]]
+FINISHES = [None, Iso()]
 CASES = [
     (space, method, transforms)
     for space, method, transforms in itertools.product(SPACES, METHODS, TRANSFORMS)
@@ -40,6 +42,7 @@ CASES = [
         ("mergers.spaces", Space, SPACES, reference.SPACES),
         ("mergers.methods", Method, METHODS, reference.METHODS),
         ("mergers.transforms", Transform, [t for chain in TRANSFORMS for t in chain], reference.TRANSFORMS),
+        ("mergers.finishes", Finish, [f for f in FINISHES if f], reference.FINISHES),
     ],
 )
 def test_every_registered_class_has_a_reference_and_is_tried(package, base, tried, known):

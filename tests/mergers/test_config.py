@@ -83,7 +83,7 @@ def test_help_explains_every_field():
     merger_parser = jsonargparse.ArgumentParser()
     merger_parser.add_class_arguments(Merger, "merger")
     text = " ".join(merger_parser.format_help().split())
-    for words in ("Basis in which updates are merged", "Weights of the tasks", "known subclasses: mergers.Full"):
+    for words in ("Basis in which updates are merged", "Weights of the tasks", "known subclasses: mergers.Core"):
         assert words in text
     out = io.StringIO()
     with redirect_stdout(out), pytest.raises(SystemExit):

@@ -7,9 +7,9 @@ from mergers.functional.consensus import disjoint_merge, elect_signs, resolve_ze
 from mergers.functional.linalg import numerical_rank, svd_of_concatenation, svd_of_product
 from mergers.functional.sparsify import (
     drop_and_rescale,
-    global_magnitude_thresholds,
     keep_large,
     magnitude_threshold,
+    magnitude_thresholds,
     threshold_rank,
 )
 from mergers.functional.spectral import nuclear_norm_rank, truncate_and_rescale
@@ -31,7 +31,8 @@ def sorted_threshold(values, density):
 def test_global_selection_equals_a_sort(modules, density):
     """Subnormal, huge, equal and zero magnitudes included; a second task holds the negated halves."""
     tasks = [[torch.tensor(m), -torch.tensor(m)[: len(m) // 2]] for m in modules]
-    thresholds = global_magnitude_thresholds(lambda function: map(function, tasks), density)
+    blocks = [[values.split(7) for values in module] for module in tasks]
+    thresholds = magnitude_thresholds(lambda function: map(function, blocks), density)
     for task in range(2):
         everything = torch.cat([module[task] for module in tasks])
         assert thresholds[task] == sorted_threshold(everything, density)
@@ -47,12 +48,13 @@ def test_local_threshold_equals_a_sort(values, density):
 @pytest.mark.parametrize(("density", "kept"), [(0.1, 11), (0.5, 51), (0.999, 100), (1.0, 100)])
 def test_number_of_entries_kept(density, kept):
     values = torch.randperm(100).float() - 200
-    assert int(keep_large(values, magnitude_threshold(values, density)).count_nonzero()) == kept
+    assert int(keep_large(values, float(magnitude_threshold(values, density))).count_nonzero()) == kept
 
 
 def test_thresholds_of_nothing_are_zero():
     assert magnitude_threshold(torch.zeros(0, 4), 0.2) == 0
-    assert global_magnitude_thresholds(lambda f: [f([torch.zeros(0), torch.ones(3)])], 0.2).tolist() == [0, 1]
+    nothing = [[torch.zeros(0)], [torch.ones(3)]]
+    assert magnitude_thresholds(lambda function: [function(nothing)], 0.2).tolist() == [0, 1]
 
 
 def test_drop_and_rescale_keeps_all_at_rate_zero():

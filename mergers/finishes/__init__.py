@@ -1,0 +1,5 @@
+"""What changes the merged coordinates after the method; a class listed here is found by its name."""
+
+from mergers.finishes.iso import Iso
+
+__all__ = ["Iso"]

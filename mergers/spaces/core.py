@@ -1,0 +1,37 @@
+"""The space that aligns the factors of all tasks on both sides."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mergers.functional.linalg import left_singular_vectors
+from mergers.spaces.base import Encoded, Space
+from mergers.updates import LowRankUpdate, Update
+
+
+@dataclass(frozen=True)
+class Core(Space):
+    """U_B^T delta_i V_A, with joint bases of the tasks' output and input spaces.
+
+    U_B are the left singular vectors of [s_1 B_1 | ... | s_T B_T], s_i the LoRA scale, and V_A the right singular
+    vectors of the stacked A_i. With R = sum(r_i), coordinates are (min(out, R), min(in, R)); merged coordinates C
+    decode to U_B C V_A^T, a low-rank update whatever the method does to their entries.
+
+    Paper: Panariello et al., Accurate and Efficient Low-Rank Model Merging in Core Space, NeurIPS 2025
+    (arXiv 2509.17786).
+    """
+
+    def encode(self, updates: Sequence[Update]) -> Encoded:
+        """Return the coordinates of each task, factored."""
+        factors = [update.factors() for update in updates]
+        left = left_singular_vectors(torch.cat([B for B, _ in factors], dim=1))
+        right = left_singular_vectors(torch.cat([A for _, A in factors]).T).T
+        coordinates: list[Update] = [
+            LowRankUpdate(A=(A.double() @ right.T).float(), B=(left.T @ B.double()).float()) for B, A in factors
+        ]
+        return Encoded(coordinates, left.float(), right.float())
+
+    def low_rank(self, dense_coordinates: bool) -> bool:
+        """Return True: rank sum(r_i) at most."""
+        return True
