@@ -40,9 +40,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--json", type=Path, help="file to which all figures are written")
     arguments = parser.parse_args(argv)
     arguments.threads = arguments.threads or os.cpu_count() or 1
-    for option in ("runs", "threads"):
+    arguments.other_runs = arguments.runs if arguments.other_runs is None else arguments.other_runs
+    for option in ("runs", "other_runs", "threads"):
         if getattr(arguments, option) < 1:
-            parser.error(f"--{option} is {getattr(arguments, option)}; give 1 or more")
+            parser.error(f"--{option.replace('_', '-')} is {getattr(arguments, option)}; give 1 or more")
     known = {*WORKS, *(work.group for work in WORKS.values())}
     for name in arguments.only or ():
         if name not in known:
@@ -51,6 +52,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     for name in arguments.geometry or ():
         if name not in geometries:
             parser.error(f"unknown geometry {name!r}; known: {', '.join(sorted(geometries))}")
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        parser.error(f"--json is {arguments.json}, but its folder does not exist; make it first")
+    if arguments.work_dir and arguments.work_dir.exists() and not arguments.work_dir.is_dir():
+        parser.error(f"--work-dir is {arguments.work_dir}, which is a file; give a folder")
     for name, option in CLONES.items():
         path = getattr(arguments, name)
         if path is not None and not Path(path).is_dir():
@@ -203,7 +208,6 @@ def main(argv: list[str]) -> int:
         return 2
     clones = {name: str(Path(getattr(arguments, name)).resolve()) for name in CLONES if getattr(arguments, name)}
     facts = machine(arguments.threads, clones)
-    other_runs = arguments.other_runs or arguments.runs
     rows: list[tables.Row] = []
     with tempfile.TemporaryDirectory(prefix="merge-speed-") as temporary:
         root = (arguments.work_dir or Path(temporary)).resolve()
@@ -217,7 +221,7 @@ def main(argv: list[str]) -> int:
             for contender in work.contenders:
                 if arguments.contenders and contender not in arguments.contenders:
                     continue
-                runs = arguments.runs if contender.startswith("ours") else other_runs
+                runs = arguments.runs if contender.startswith("ours") else arguments.other_runs
                 tables.progress(f"{work.name}: {LABELS[contender]}")
                 of_work.append(bench.measure(work, contender, runs))
             tables.progress(f"{work.name}: comparing")
@@ -241,4 +245,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == [_CHILD]:
         print(json.dumps(child_main(json.loads(sys.argv[2]))))
     else:
-        sys.exit(main(sys.argv[1:]))
+        try:
+            sys.exit(main(sys.argv[1:]))
+        except KeyboardInterrupt:  # what was measured until then stands in the file of --json
+            sys.exit(130)

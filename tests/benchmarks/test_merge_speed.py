@@ -217,6 +217,9 @@ def test_what_is_chosen():
         (["--only", "nothing"], "unknown work 'nothing'"),
         (["--geometry", "gpt"], "unknown geometry 'gpt'"),
         (["--runs", "0"], "--runs is 0"),
+        (["--other-runs", "0"], "--other-runs is 0"),
+        (["--json", "no/such/folder/figures.json"], "--json is no/such/folder/figures.json"),
+        (["--work-dir", __file__], "which is a file"),
         (["--knots-repo", "no/such/folder"], "--knots-repo is no/such/folder"),
     ],
 )
