@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from mergers.adapters.kinds import Kind, as_it_lies, kind_of, lying_shape
@@ -12,6 +13,9 @@ from mergers.errors import SheetbendError
 from mergers.updates import Adapter
 
 __all__ = ["PEFT_PREFIX", "apply_adapter", "iter_weight_updates", "match_parameters", "weight_updates"]
+
+# How many rows of a weight are added to at a time.
+_ROWS = 1024
 
 # Models that already carry an adapter, with its name; forgotten together with the model.
 _applied: "weakref.WeakKeyDictionary[nn.Module, str]" = weakref.WeakKeyDictionary()
@@ -50,8 +54,9 @@ def iter_weight_updates(adapter: Adapter, model: nn.Module) -> Iterator[tuple[st
     places = _places(adapter, model)
     tensors = _tensors(model)
     for module, place in places.items():
-        delta = as_it_lies(adapter[module].dense(), place.kind, place.transposed)
-        yield place.parameter, delta.to(tensors[place.parameter].device)
+        device = tensors[place.parameter].device
+        # Kept in no name of this frame, so that the caller alone decides how long it lives.
+        yield place.parameter, as_it_lies(adapter[module].dense(), place.kind, place.transposed).to(device)
 
 
 def weight_updates(adapter: Adapter, model: nn.Module) -> dict[str, Tensor]:
@@ -75,8 +80,10 @@ def apply_adapter(adapter: Adapter, model: nn.Module) -> nn.Module:
         )
     tensors = _tensors(model)
     for name, delta in iter_weight_updates(adapter, model):
-        weight = tensors[name].data
-        weight.copy_(delta + weight)  # in the wider of both dtypes
+        weight = torch.atleast_1d(tensors[name].data)
+        for rows, added in zip(weight.split(_ROWS), torch.atleast_1d(delta).split(_ROWS), strict=True):
+            rows.copy_(added + rows)  # in the wider of both dtypes
+        del delta, added  # before the next one is computed
     _applied[model] = adapter.name
     return model
 

@@ -37,10 +37,10 @@ class Stored:
     shape: tuple[int, ...]
     dtype: str
 
-    def read(self) -> Tensor:
-        """Return the tensor, mapped from the file: what is not looked at is not read."""
+    def read(self, rows: slice | None = None) -> Tensor:
+        """Return the tensor, or some of its rows; nothing else is read."""
         with reading(self.path), safe_open(self.path, framework="pt") as file:
-            return file.get_tensor(self.key)
+            return file.get_tensor(self.key) if rows is None else file.get_slice(self.key)[rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,19 +74,17 @@ class DifferenceUpdate(Update):
         """min(out, in); 1 for a vector."""
         return min(self.shape) if len(self.shape) == 2 else 1
 
-    def _part(self, rows: slice) -> Tensor:
-        """Return some rows of the difference in float32."""
-        after, before = (
-            stored.read().reshape(self.shape)[rows].to(self.device).float() for stored in (self.finetuned, self.base)
-        )
-        delta = after - before
+    def _part(self, rows: slice | None = None) -> Tensor:
+        """Return the difference in float32, or some rows of it."""
+        after, before = (stored.read(rows).to(self.device).float() for stored in (self.finetuned, self.base))
+        delta = (after - before).reshape(-1, *self.shape[1:])
         if not torch.isfinite(delta).all():
             raise SheetbendError(f"{self.label} holds NaN or infinity; train or download the checkpoint again")
         return delta if self.factor == 1.0 else delta * self.factor
 
     def load(self) -> DenseUpdate:
         """Read both tensors and return their difference."""
-        return DenseUpdate(self._part(slice(None)))
+        return DenseUpdate(self._part())
 
     def dense(self) -> Tensor:
         """Return the difference."""
@@ -94,12 +92,15 @@ class DifferenceUpdate(Update):
 
     def blocks(self, rows: int) -> Iterator[Tensor]:
         """Yield the difference of ``rows`` rows at a time; only these are read."""
+        if not self.base.shape:  # a number has no rows
+            yield self._part()
+            return
         for start in range(0, self.shape[0], rows):
             yield self._part(slice(start, start + rows))
 
     def sample(self, step: int) -> Tensor:
         """Return the difference of every ``step``-th row; only these are read."""
-        return self._part(slice(None, None, step))
+        return self._part(slice(None, None, step) if self.base.shape else None)
 
     def factors(self) -> Factors:
         """Return the difference and the identity."""
