@@ -114,6 +114,7 @@ def align(adapters: Sequence[Adapter], missing: Literal["error", "zero"] = "erro
         else adapter
         for adapter, prefix in zip(adapters, prefixes, strict=True)
     ]
+    renamed = _of_one_kind(renamed)
     if missing == "zero":
         renamed, filled = _filled(renamed)
         notes += filled
@@ -177,11 +178,31 @@ def _filled(adapters: Sequence[Adapter]) -> tuple[list[Adapter], list[str]]:
             for module, donor in donors.items()
         }
         full = _changed(adapter, updates)
-        full.metadata["kinds"] = {**kinds, **(full.metadata.get("kinds") or {})}
+        full.metadata["kinds"] = {**kinds, **{module: kind_of(adapter.metadata, module) for module in adapter}}
         filled.append(full)
         if lacking:
             notes.append(f"{adapter.name}: has no {listed(lacking)}; counted as zero")
     return filled, notes
+
+
+def _of_one_kind(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """Return the adapters with modules linear in all that a LoRA says are linear and a difference does not know."""
+    kinds = [adapter.metadata.get("kinds") or {} for adapter in adapters]
+    unknown = {module for known in kinds for module, kind in known.items() if kind == "parameter"}
+    learnt = {
+        module: "linear"
+        for adapter in adapters
+        for module in adapter
+        if module in unknown and kind_of(adapter.metadata, module) == "linear"
+    }
+    if not learnt:
+        return list(adapters)
+    taught = []
+    for adapter in adapters:
+        of_this = {module: "linear" for module in learnt if module in adapter}
+        metadata = {**adapter.metadata, "kinds": {**(adapter.metadata.get("kinds") or {}), **of_this}}
+        taught.append(Adapter(dict(adapter), adapter.name, adapter.base_model, metadata, adapter.heads))
+    return taught
 
 
 def _zero_like(update: Update) -> Update:

@@ -159,7 +159,7 @@ def load_difference(
         raise SheetbendError("linear is True for all parameters; name those that are linear layers: modules=['q_proj']")
     if isinstance(modules, str):
         raise SheetbendError(f"modules is {modules!r}; give a list of names, such as [{modules!r}]")
-    after, before = _tensors(finetuned), _tensors(base)
+    after, before = stored_tensors(finetuned), stored_tensors(base)
     if modules is not None:
         after, before = _restricted(after, before, modules, str(finetuned))
     label = str(finetuned)
@@ -204,7 +204,7 @@ def _kind(key: str, shape: tuple[int, ...], linear: bool) -> Kind:
     return "linear" if linear and len(shape) == 2 and key.endswith("weight") else "parameter"
 
 
-def _tensors(source: str | Path) -> dict[str, Stored]:
+def stored_tensors(source: str | Path) -> dict[str, Stored]:
     """Return the tensors of a checkpoint by name, from its headers alone."""
     files = ("model*.safetensors", _INDEX_FILE)
     path = fetch(str(source), files) if is_hub_id(source) else Path(source)

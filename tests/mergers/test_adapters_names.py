@@ -113,6 +113,25 @@ def test_missing_vectors_and_kinds_count_as_zero():
     assert aligned[0].metadata["kinds"] == aligned[1].metadata["kinds"]
 
 
+def test_a_lora_says_what_a_difference_does_not_know():
+    difference = Adapter(
+        {"q": DenseUpdate(torch.ones(6, 5)), "norm": DenseUpdate(torch.ones(3))},
+        "full",
+        metadata={"kinds": {"q": "parameter", "norm": "parameter"}},
+    )
+    lora = random_adapter("lora", {"q": (6, 5)}, 2)
+    for order in ([difference, lora], [lora, difference]):
+        aligned = align(order, missing="zero")
+        check_same_base(aligned)
+        assert [adapter.metadata["kinds"]["q"] for adapter in aligned] == ["linear", "linear"]
+        assert {adapter.metadata["kinds"]["norm"] for adapter in aligned} == {"parameter"}
+    # Conv1D stores its weight turned round, and so does not the update that PEFT saves.
+    with pytest.raises(SheetbendError, match="fan_in_fan_out differs"):
+        check_same_base(
+            align([difference, random_adapter("turned", {"q": (6, 5)}, 2, fan_in_fan_out=True)], missing="zero")
+        )
+
+
 def test_an_unknown_base_is_noted():
     given = [*adapters(INNER), random_adapter("svhn", INNER, 2, base_model=None)]
     aligned = align(given)
