@@ -6,6 +6,7 @@ from mergers.finishes import Iso
 from mergers.merger import MergedAdapter, Merger
 from mergers.methods import Mean, TaskArithmetic, Ties
 from mergers.models import apply_adapter, weight_updates
+from mergers.output import MergeSummary, save_merged
 from mergers.spaces import Core, Full, KnOTS
 from mergers.transforms import Dare, Star
 from mergers.updates import Adapter, DenseUpdate, LowRankUpdate, Update
@@ -20,6 +21,7 @@ __all__ = [
     "KnOTS",
     "LowRankUpdate",
     "Mean",
+    "MergeSummary",
     "MergedAdapter",
     "Merger",
     "SheetbendError",
@@ -32,5 +34,6 @@ __all__ = [
     "check_same_base",
     "load_adapter",
     "save_adapter",
+    "save_merged",
     "weight_updates",
 ]

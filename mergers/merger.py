@@ -1,7 +1,7 @@
 """From adapters to one adapter."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from mergers.adapters import check_same_base, save_adapter
+from mergers.adapters.checks import check_same_base
+from mergers.adapters.common import common_facts
 from mergers.errors import SheetbendError, did_you_mean
 from mergers.finishes.base import Finish
 from mergers.functional.linalg import all_finite
 from mergers.methods.base import Method
 from mergers.models import apply_adapter
+from mergers.output.folder import save_result
+from mergers.output.summary import MergeSummary
+from mergers.output.truncation import require_rank, truncate
 from mergers.parallel import map_modules
 from mergers.registry import resolve
 from mergers.spaces.base import Encoded, Space
@@ -29,19 +33,41 @@ Progress = Callable[[str, int, int], None]
 
 
 class MergedAdapter(Adapter):
-    """What `Merger.merge` returns: an adapter that can be saved and added to a model."""
+    """What `Merger.merge` returns: an adapter that can be saved and added to a model.
 
-    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a PEFT folder, exact where the updates are low-rank; see `mergers.adapters.save_adapter`.
+    Args:
+        updates: As for `Adapter`.
+        merger: How it was made.
+        sources: Of what.
+    """
+
+    def __init__(self, updates: Mapping[str, Update], merger: "Merger", sources: Sequence[Adapter]) -> None:
+        super().__init__(updates, name="merged", **common_facts(sources))
+        self.merger = merger
+        self.sources = list(sources)
+
+    def save(self, path: str | Path, rank: int | None = None, dtype: torch.dtype | None = None) -> MergeSummary:
+        """Write a PEFT folder, with a README.md that says what was merged, and each task's own head.
 
         Args:
-            path: The folder.
+            path: The folder. A merge that stands there is replaced once the new one is complete.
+            rank: Keep the best approximation of this rank in each module; by default the result is exact.
             dtype: Of the saved factors; by default the dtype that all merged adapters had, else float32.
 
+        Returns:
+            The errors of truncation and rounding, per module and in total, and more.
+
         Raises:
-            SheetbendError: The updates are dense.
+            SheetbendError: The updates are dense and no rank is given.
         """
-        save_adapter(self, path, dtype=dtype)
+        return save_result(self, path, rank, dtype)
+
+    def truncated(self, rank: int) -> "MergedAdapter":
+        """Return the best approximation of rank ``rank`` in each module."""
+        require_rank(rank)
+        modules = list(self)
+        updates = map_modules(lambda module: truncate(self[module], rank).update, modules)
+        return MergedAdapter(dict(zip(modules, updates, strict=True)), self.merger, self.sources)
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Add the updates to the weights of ``model``, in place and in float32, and return it.
@@ -181,8 +207,12 @@ class Merger:
             SheetbendError: The adapters do not fit together, or the coefficients do not fit them.
         """
         adapters = list(adapters)
-        updates = dict(self.stream(adapters, same_base, encode, progress))
-        return MergedAdapter(updates, name="merged", **common_facts(adapters))
+        return MergedAdapter(dict(self.stream(adapters, same_base, encode, progress)), self, adapters)
+
+    def check(self, adapters: Sequence[Adapter], same_base: bool = False) -> None:
+        """Raise `SheetbendError` unless ``adapters`` fit together and the coefficients fit them."""
+        check_same_base(adapters, same_base=same_base)
+        self.task_coefficients([adapter.name for adapter in adapters])
 
     def stream(
         self,
@@ -209,11 +239,8 @@ class Merger:
             The name of the module, and its merged update or what ``then`` made of it.
         """
         adapters = list(adapters)
-        check_same_base(adapters, same_base=same_base)
+        self.check(adapters, same_base)
         tasks = [adapter.name for adapter in adapters]
-        twice = [task for task in tasks if tasks.count(task) > 1]
-        if twice:
-            raise SheetbendError(f"two adapters are named {twice[0]!r}; give each its own name")
         by_name = dict(zip(tasks, self.task_coefficients(tasks), strict=True))
         modules = list(adapters[0])
         # In the order of their names, so that the bytes do not depend on the order in which they were given.
@@ -228,10 +255,10 @@ class Merger:
                 yield result
 
         def align(module: str) -> Encoded:
-            updates = [adapter[module].load() for adapter in adapters]
-            if len(updates[0].shape) == 1:  # a vector has no basis to align
+            updates = [adapter[module] for adapter in adapters]
+            if len(updates[0].shape) == 1 or not self.space.costly:  # a vector has no basis to align
                 return Encoded(updates)
-            return (encode or self.space.encode)(updates)
+            return (encode or self.space.encode)([update.load() for update in updates])
 
         if self.space.costly:
             # Factored coordinates are about as large as the adapters, so all modules' are kept; what a method
@@ -280,16 +307,3 @@ def _brief(part: Space | Method | Transform | Finish) -> str:
         if getattr(part, field.name) != field.default or (index == 0 and not isinstance(part, Space | Finish))
     ]
     return f"{type(part).__name__}({', '.join(shown)})" if shown else type(part).__name__
-
-
-def common_facts(adapters: Sequence[Adapter]) -> dict[str, Any]:
-    """Return the base model and the metadata on which all adapters agree."""
-    first = adapters[0].metadata
-    metadata = {
-        key: value
-        for key, value in first.items()
-        if key != "path" and all(adapter.metadata.get(key) == value for adapter in adapters)
-    }
-    metadata["tasks"] = [adapter.name for adapter in adapters]
-    base_model = next((adapter.base_model for adapter in adapters if adapter.base_model), None)
-    return {"base_model": base_model, "metadata": metadata}

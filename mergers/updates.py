@@ -11,6 +11,7 @@ from torch import Tensor
 from mergers.errors import SheetbendError
 from mergers.functional.linalg import SVD, Factors, svd_of_matrix, svd_of_product
 from mergers.hashing import Digest
+from mergers.parallel import map_modules
 
 
 class Update(ABC):
@@ -61,6 +62,13 @@ class Update(ABC):
     def load(self) -> "Update":
         """Return the update with its tensors in memory; one that stays on disk until it is used reads them here."""
         return self
+
+    def content_hash(self) -> str:
+        """Return the sha256 of shapes and values (as float32), as 64 hexadecimal digits."""
+        digest = Digest()
+        for part, tensor in self.load().tensors().items():
+            digest.add(part, tensor)
+        return digest.hexdigest()
 
     def squared_norm(self) -> float:
         """Return the squared Frobenius norm, summed in float64."""
@@ -315,8 +323,8 @@ class Adapter(Mapping[str, Update]):
 
         Neither the order of the modules nor the dtype or layout of the files they came from changes it.
         """
+        modules = sorted(self)
         digest = Digest()
-        for module in sorted(self):
-            for part, tensor in self[module].load().tensors().items():
-                digest.add(f"{module}\x1f{part}", tensor)
+        for module, part in zip(modules, map_modules(lambda module: self[module].content_hash(), modules), strict=True):
+            digest.add_text(f"{module}\x1f{part}")
         return digest.hexdigest()

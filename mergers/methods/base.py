@@ -87,14 +87,15 @@ class EntrywiseMethod(Method):
 
     def merge(self, coordinates: Sequence[Update], coefficients: Sequence[float], survey: Any = None) -> Update:
         """Return the merged entries."""
-        merged = torch.empty(coordinates[0].shape, device=next(iter(coordinates[0].tensors().values())).device)
         survey = self.survey_module(coordinates, survey)
-        start = 0
+        merged, start = None, 0
         for values in task_blocks(coordinates):
-            stop = start + len(values[0])
-            merged[start:stop] = self.merge_entries(values, coefficients, survey)
-            start = stop
-        return DenseUpdate(merged)
+            block = self.merge_entries(values, coefficients, survey)
+            if merged is None:
+                merged = block.new_empty(coordinates[0].shape)
+            merged[start : start + len(block)] = block
+            start += len(block)
+        return DenseUpdate(torch.zeros(coordinates[0].shape) if merged is None else merged)
 
     def survey_module(self, coordinates: Sequence[Update], survey: Any) -> Any:
         """Look at one module before its entries are merged; return what takes the place of ``survey`` there."""

@@ -1,0 +1,259 @@
+"""From adapters to a merged folder on disk."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mergers.adapters.common import common_facts
+from mergers.adapters.kinds import kind_of
+from mergers.adapters.names import listed
+from mergers.adapters.peft import CONFIG_FILE, WEIGHTS_FILE
+from mergers.adapters.write import peft_config, peft_tensors
+from mergers.errors import SheetbendError
+from mergers.files import atomic_folder
+from mergers.output.card import model_card
+from mergers.output.model_folder import ModelPatch, copy_model, find_places
+from mergers.output.summary import MergeSummary, ModuleNumbers, adapter_facts
+from mergers.output.truncation import require_rank, rounding_error, truncate
+from mergers.parallel import map_modules
+from mergers.updates import Adapter, LowRankUpdate, Update
+
+if TYPE_CHECKING:
+    from mergers.merger import Encode, MergedAdapter, Merger, Progress
+
+MERGE_FILE = "sheetbend_merge.json"
+HEADS_FOLDER = "heads"
+_DENSE = (
+    "{what} have no low rank; give rank=, to keep the best approximation of that rank, or base_model=, to add the "
+    "result to a full model"
+)
+_OWN_FILES = {CONFIG_FILE, WEIGHTS_FILE, MERGE_FILE, HEADS_FOLDER, "README.md"}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+
+
+def save_merged(
+    merger: "Merger",
+    adapters: Sequence[Adapter],
+    path: str | Path,
+    rank: int | None = None,
+    base_model: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    same_base: bool = False,
+    encode: "Encode | None" = None,
+    progress: "Progress | None" = None,
+) -> MergeSummary:
+    """Merge adapters and write the result, module by module: nothing dense is held but what is being worked on.
+
+    Args:
+        merger: How to merge.
+        adapters: One a task.
+        path: The folder to write: a PEFT adapter, or a full model. A merge that stands there is replaced once the
+            new one is complete.
+        rank: Keep the best approximation of this rank in each module; by default the result is exact.
+        base_model: Folder of a full model in safetensors. The updates are added to a copy of it, shard by shard.
+        dtype: Of the saved factors; by default the dtype that all adapters have, else float32. A full model keeps
+            its own.
+        same_base: Accept different names of the base model.
+        encode: Takes the place of ``merger.space.encode``, such as a cached one.
+        progress: Called as the work goes on.
+
+    Raises:
+        SheetbendError: The result cannot be saved so; all that can be known is said before the work starts.
+    """
+    adapters = list(adapters)
+    path = Path(path)
+    merger.check(adapters, same_base=same_base)
+    facts = common_facts(adapters)
+    require_savable(merger, adapters, rank, base_model, dtype)
+    check_target(path, (base_model,) if base_model is not None else ())
+    heads = heads_of(adapters)
+    settings = {"rank": rank, "coefficients": merger.coefficients, "dtype": "the model's own"}
+    notes = list(facts["metadata"].get("notes", []))
+    options = {"same_base": same_base, "encode": encode, "progress": progress}
+    with atomic_folder(path) as folder:
+        if base_model is not None:
+            places = find_places(base_model, {m: u.shape for m, u in adapters[0].items()}, facts["metadata"])
+            left_out = copy_model(Path(base_model), folder)
+            if left_out:
+                notes.append(f"not copied from the base model: {listed(left_out)}")
+            patch = ModelPatch(folder, places, facts["metadata"])
+            modules = dict(merger.stream(adapters, then=patch.add, **options))
+        else:
+            dtype = dtype or _DTYPES.get(facts["metadata"].get("dtype"), torch.float32)
+            settings["dtype"] = str(dtype).removeprefix("torch.")
+            then = partial(_factored, facts=facts, rank=rank, dtype=dtype)
+            modules = _write_factors(folder, merger.stream(adapters, then=then, **options), adapters[0], facts)
+        summary = MergeSummary(
+            path=str(path),
+            merger=str(merger),
+            settings=settings,
+            adapters=[adapter_facts(adapter) for adapter in adapters],
+            modules=modules,
+            heads=sorted(heads),
+            notes=notes,
+        )
+        _write_rest(folder, summary, heads)
+    return summary
+
+
+def save_result(
+    merged: "MergedAdapter", path: str | Path, rank: int | None = None, dtype: torch.dtype | None = None
+) -> MergeSummary:
+    """Write what `Merger.merge` returned as a PEFT folder; see `save_merged`, which needs less memory."""
+    path = Path(path)
+    _require_factors([merged], rank, dtype)
+    if rank is None and not all(isinstance(update, LowRankUpdate) for update in merged.values()):
+        merged.merger.require_low_rank()
+        raise SheetbendError(_DENSE.format(what="the merged updates"))
+    check_target(path)
+    heads = heads_of(merged.sources)
+    facts = {"base_model": merged.base_model, "metadata": merged.metadata}
+    dtype = dtype or _DTYPES.get(merged.metadata.get("dtype"), torch.float32)
+    modules = list(merged)
+    factored = map_modules(lambda module: _factored(module, merged[module], facts, rank, dtype), modules)
+    with atomic_folder(path) as folder:
+        numbers = _write_factors(folder, zip(modules, factored, strict=True), merged, facts)
+        summary = MergeSummary(
+            path=str(path),
+            merger=str(merged.merger),
+            settings={
+                "rank": rank,
+                "coefficients": merged.merger.coefficients,
+                "dtype": str(dtype).removeprefix("torch."),
+            },
+            adapters=[adapter_facts(adapter) for adapter in merged.sources],
+            modules=numbers,
+            heads=sorted(heads),
+            notes=list(merged.metadata.get("notes", [])),
+        )
+        _write_rest(folder, summary, heads)
+    return summary
+
+
+def _factored(
+    module: str, update: Update, facts: Mapping[str, Any], rank: int | None, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], ModuleNumbers]:
+    """Return what PEFT saves for one merged module, and its numbers."""
+    error, norm = 0.0, None
+    if rank is not None:
+        update, error, norm = truncate(update, rank)
+    norm = update.squared_norm() if norm is None else norm
+    numbers = ModuleNumbers(max(update.rank, 1), norm, error, rounding_error(update, dtype))
+    return peft_tensors(Adapter({module: update}, name="merged", **facts), module, dtype), numbers
+
+
+def _write_factors(
+    folder: Path,
+    results: Iterable[tuple[str, tuple[dict[str, Tensor], ModuleNumbers]]],
+    like: Adapter,
+    facts: Mapping[str, Any],
+) -> dict[str, ModuleNumbers]:
+    """Write factors and PEFT's configuration; return the numbers of each module."""
+    tensors: dict[str, Tensor] = {}
+    modules: dict[str, ModuleNumbers] = {}
+    for module, (saved, numbers) in results:
+        tensors.update(saved)
+        modules[module] = numbers
+    ranks = {module: numbers.rank for module, numbers in modules.items()}
+    config = peft_config(Adapter(like, name="merged", **facts), ranks)
+    write_tensors(tensors, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return modules
+
+
+def _write_rest(folder: Path, summary: MergeSummary, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write the tasks' heads, one file a task, and what says how the merge was made."""
+    for task, tensors in heads.items():
+        (folder / HEADS_FOLDER).mkdir(exist_ok=True)
+        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        write_tensors(copies, folder / HEADS_FOLDER / f"{task}.safetensors")
+    (folder / "README.md").write_text(model_card(summary), encoding="utf-8")
+    (folder / MERGE_FILE).write_text(json.dumps(summary.as_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def require_savable(
+    merger: "Merger",
+    adapters: Sequence[Adapter],
+    rank: int | None = None,
+    base_model: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Raise, before any work, if the merge cannot be saved in the way that is asked for.
+
+    Raises:
+        SheetbendError: A dense result without ``rank`` or ``base_model``, both of them, parameters that no LoRA
+            adapter holds, or an impossible rank or dtype.
+    """
+    if base_model is not None:
+        if rank is not None or dtype is not None:
+            given = f"rank is {rank}" if rank is not None else f"dtype is {dtype}"
+            raise SheetbendError(f"{given}, but a full model keeps its own shapes and dtype; leave it out")
+        return
+    _require_factors(adapters, rank, dtype)
+    if rank is None:
+        merger.require_low_rank()
+        dense = [a.label for a in adapters if not all(isinstance(update, LowRankUpdate) for update in a.values())]
+        if dense:
+            raise SheetbendError(_DENSE.format(what=f"{listed(dense)}: differences of full checkpoints"))
+
+
+def _require_factors(adapters: Sequence[Adapter], rank: int | None, dtype: torch.dtype | None) -> None:
+    """Raise unless a LoRA adapter can hold updates of these modules, with this rank and dtype."""
+    require_rank(rank)
+    if dtype is not None and dtype not in _DTYPES.values():
+        raise SheetbendError(f"dtype is {dtype}; give torch.float32, torch.float16 or torch.bfloat16")
+    for adapter in adapters:
+        for module, update in adapter.items():
+            kind = kind_of(adapter.metadata, module)
+            if len(update.shape) != 2 or kind == "parameter" or (isinstance(kind, dict) and "conv" not in kind):
+                raise SheetbendError(
+                    f"adapter {adapter.label}: {module} {update.shape} is the difference of a parameter that no LoRA "
+                    "adapter holds; give base_model=, to add the result to a full model, or load the difference of "
+                    "linear layers only (modules=[...], linear=True)"
+                )
+
+
+def check_target(path: Path, inputs: Sequence[str | Path] = ()) -> None:
+    """Raise unless a merge may be written to ``path``: new, empty, or an earlier merge, and no input of this one.
+
+    Raises:
+        SheetbendError: Something else stands there.
+    """
+    if path.exists() and not path.is_dir():
+        raise SheetbendError(f"{path} is a file; give a new folder for the merge")
+    if path.is_dir():
+        names = {entry.name for entry in path.iterdir()}
+        others = sorted(names - _OWN_FILES) if MERGE_FILE not in names else []
+        if others:
+            raise SheetbendError(f"{path} also holds {others[0]}, which would be lost; give a new or empty folder")
+    for source in inputs:
+        here, there = path.resolve(), Path(source).resolve()
+        if here == there or here in there.parents or there in here.parents:
+            raise SheetbendError(f"{path} and the input {source} lie in each other; give another folder for the merge")
+
+
+def heads_of(adapters: Sequence[Adapter]) -> dict[str, dict[str, Tensor]]:
+    """Return each task's own head, by task name; they are kept, not merged."""
+    heads = {adapter.name: adapter.heads for adapter in adapters if adapter.heads}
+    for task in heads:
+        if not re.fullmatch(r"[\w+-][\w.+-]*", task):
+            raise SheetbendError(
+                f"task {task!r} cannot name the file of its head; give it a name of letters and digits"
+            )
+    return heads
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; a full disk is an OSError that names the file."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(getattr(error, "errno", None) or 5, f"cannot be written ({error})", str(path)) from None

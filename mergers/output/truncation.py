@@ -1,0 +1,54 @@
+"""The best approximation of an update by one of low rank, and what it costs."""
+
+from typing import NamedTuple
+
+import torch
+
+from mergers.errors import SheetbendError
+from mergers.functional.linalg import truncated_svd
+from mergers.updates import LowRankUpdate, Update
+
+
+class Truncated(NamedTuple):
+    """An update of rank k at most, with the squared Frobenius norms of what was left out and of the whole."""
+
+    update: LowRankUpdate
+    squared_error: float
+    squared_norm: float
+
+
+def require_rank(rank: int | None) -> None:
+    """Raise unless ``rank`` is None or a number that a LoRA adapter can have."""
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise SheetbendError(f"rank is {rank!r}; give a whole number from 1 on")
+
+
+def truncate(update: Update, rank: int) -> Truncated:
+    """Return the approximation of ``update`` by its ``rank`` largest singular values.
+
+    A low-rank update is decomposed exactly, by its factors; it stays as it is where its rank is no larger. A dense one
+    is projected on its leading directions, found by randomised iteration; the error is that of this projection.
+    The singular values are shared evenly between both factors, which keeps 16-bit ones in range.
+    """
+    if isinstance(update, LowRankUpdate):
+        if update.rank <= rank:
+            return Truncated(update, 0.0, update.squared_norm())
+        U, s, Vh = update.svd()
+        squared_norm, squared_error = float(s.square().sum()), float(s[rank:].square().sum())
+        U, s, Vh = U[:, :rank], s[:rank], Vh[:rank]
+    else:
+        delta = update.dense()
+        U, s, Vh = truncated_svd(delta, rank)
+        squared_norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64).square())
+        squared_error = max(squared_norm - float(s.double().square().sum()), 0.0)  # a projection: Pythagoras holds
+    root = s.sqrt()
+    return Truncated(LowRankUpdate(A=(root[:, None] * Vh).float(), B=(U * root).float()), squared_error, squared_norm)
+
+
+def rounding_error(update: LowRankUpdate, dtype: torch.dtype) -> float:
+    """Return the squared Frobenius norm of what casting both factors to ``dtype`` changes in their product."""
+    B, A = (factor.double() for factor in update.factors())
+    B_cast, A_cast = B.to(dtype).double(), A.to(dtype).double()
+    # B'A' - BA = (B' - B) A' + B (A' - A), without cancellation
+    change = torch.cat([B_cast - B, B], dim=1), torch.cat([A_cast, A_cast - A])
+    return max(float(((change[0].T @ change[0]) * (change[1] @ change[1].T)).sum()), 0.0)
