@@ -91,6 +91,18 @@ def refuse_foreign_config(config: Mapping[str, Any], label: str) -> None:
             )
 
 
+def selection_of(config: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """Return the fields that select modules, as JSON holds them."""
+    selection = {field: plain(config.get(field)) for field in SELECTION_FIELDS}
+    for field, value in selection.items():
+        entries = value if isinstance(value, list | tuple) else [value]
+        if not all(entry is None or isinstance(entry, str | int) for entry in entries):
+            raise SheetbendError(
+                f"adapter {label}: {field} is {shown(value)}; it must be a name or a list; save it again"
+            )
+    return selection
+
+
 def saved_modules(config: Mapping[str, Any], label: str) -> tuple[str, ...]:
     """Return the entries of ``modules_to_save``."""
     entries = plain(config.get("modules_to_save")) or []

@@ -66,15 +66,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Return all tensors in ``path``."""
+    """Return copies of all tensors in ``path``, which what happens to the file later cannot change."""
     with reading(path), safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
     """Return the dictionary in a file that ``torch.save`` wrote; only tensors and plain values are accepted.
 
-    The file is mapped into memory where its format allows it, so that tensors nobody looks at are not read.
+    The file is mapped into memory where its format allows it, so that tensors nobody looks at are not read; those to
+    keep are to be cloned.
     """
     with reading(path):
         try:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mergers.adapters.files import one_line
 from mergers.adapters.heads import HEAD_FILE, PUBLISHED_HEADS_FILE
 from mergers.adapters.hub import fetch, is_hub_id
 from mergers.adapters.peft import CONFIG_FILE, PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, load_peft_folder
@@ -25,16 +26,18 @@ def load_adapter(source: str | Path, name: str | None = None) -> Adapter:
         SheetbendError: It is no adapter, or holds what cannot be merged; the message names it.
     """
     label = str(source)
+    try:
+        Path(source).stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # a name that no file can have, or a folder that may not be entered
+        raise SheetbendError(f"{label[:200]!r} cannot be looked at ({one_line(error)}); give another path") from None
     if is_hub_id(source):
         files = (CONFIG_FILE, WEIGHTS_FILE, PICKLED_WEIGHTS_FILE, HEAD_FILE, PUBLISHED_HEADS_FILE)
         return load_peft_folder(fetch(label, files), name or label.partition("@")[0].rpartition("/")[2], label)
     path = Path(source)
     if path.suffix == ".pt":
         return load_published(path, name or path.stem, label)
-    try:
-        if path.is_file():
-            raise SheetbendError(f"{path} is a file; give the folder of a PEFT adapter, or a .pt file of KnOTS")
-        name = name or path.resolve().name
-    except PermissionError:
-        raise SheetbendError(f"{path} may not be read; give yourself the permission (chmod u+rx)") from None
-    return load_peft_folder(path, name, label)
+    if path.is_file():
+        raise SheetbendError(f"{path} is a file; give the folder of a PEFT adapter, or a .pt file of KnOTS")
+    return load_peft_folder(path, name or path.resolve().name, label)

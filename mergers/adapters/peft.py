@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from mergers.adapters.config import (
-    SELECTION_FIELDS,
     is_saved,
     plain,
     rank_and_scale,
     refuse_foreign_config,
     saved_modules,
+    selection_of,
 )
 from mergers.adapters.files import is_file, read_json, read_pickle, read_safetensors
 from mergers.adapters.heads import read_heads
@@ -71,7 +71,8 @@ def load_peft_folder(path: Path, name: str, label: str) -> Adapter:
     if is_file(path / WEIGHTS_FILE):
         tensors = read_safetensors(path / WEIGHTS_FILE)
     elif is_file(path / PICKLED_WEIGHTS_FILE):
-        tensors = read_pickle(path / PICKLED_WEIGHTS_FILE)
+        content = read_pickle(path / PICKLED_WEIGHTS_FILE)
+        tensors = {key: value.clone() if isinstance(value, Tensor) else value for key, value in content.items()}
     else:
         raise SheetbendError(
             f"{label} is no PEFT adapter folder: it has no {WEIGHTS_FILE}; give a folder that PEFT saved"
@@ -115,7 +116,7 @@ def adapter_from_state_dict(
         "dtype": dtypes.pop() if len(dtypes) == 1 else "float32",
         "fan_in_fan_out": bool(config.get("fan_in_fan_out", False)),
         "task_type": plain(config.get("task_type")),
-        "selection": {field: plain(config.get(field)) for field in SELECTION_FIELDS},
+        "selection": selection_of(config, label),
         "kinds": kinds,
     }
     base_model = config.get("base_model_name_or_path")

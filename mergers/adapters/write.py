@@ -100,7 +100,7 @@ def peft_config(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:
     rank = min(counts, key=lambda value: (-counts[value], value))
     pattern = {f"^{re.escape(module)}": value for module, value in ranks.items() if value != rank}
     selection = adapter.metadata.get("selection") or {}
-    if not selection.get("target_modules"):
+    if not all(_selects(selection.get("target_modules"), module) for module in ranks):
         selection = {"target_modules": list(ranks)}
     return {
         "peft_type": "LORA",
@@ -120,3 +120,13 @@ def peft_config(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:
         "inference_mode": True,
         **selection,
     }
+
+
+def _selects(target_modules: Any, module: str) -> bool:
+    """Return whether PEFT adapts ``module`` for these ``target_modules``."""
+    if isinstance(target_modules, str):
+        try:
+            return re.fullmatch(target_modules, module) is not None
+        except re.error:
+            return False
+    return any(module == target or module.endswith(f".{target}") for target in target_modules or [])

@@ -60,6 +60,7 @@ def refusal(path, **options):
         ({"alpha_pattern": {"q(": 4}}, ["lora_alpha or alpha_pattern"]),
         ({"use_rslora": "yes"}, ["use_rslora is 'yes'", "true or false"]),
         ({"modules_to_save": "head"}, ["modules_to_save is 'head'", "list"]),
+        ({"target_modules": [["q"]]}, ["target_modules is [['q']]"]),
         ({"base_model_name_or_path": 5}, ["base_model_name_or_path is 5"]),
     ],
 )
@@ -191,6 +192,8 @@ def test_folders_without_an_adapter(tmp_path):
     write_peft_folder(tmp_path / "empty", {})
     assert "no LoRA tensor" in refusal(tmp_path / "empty")
     assert "give the folder" in refusal(tmp_path / "svhn" / "adapter_config.json")
+    assert "cannot be looked at" in refusal("a" * 5000)
+    assert "cannot be looked at" in refusal("a\0b")
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
@@ -275,6 +278,33 @@ def test_what_peft_itself_saves_beyond_lora_is_refused(tmp_path):
     grouped = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
     with pytest.warns(UserWarning, match="groups"):
         assert "grouped" in saved("grouped", grouped, target_modules=["0"])
+
+
+def test_any_damage_is_one_line(tmp_path):
+    """Bytes changed, cut out or put in at random: read as another adapter, or refused; never another exception."""
+    folder = write_peft_folder(tmp_path / "svhn", lora_tensors(), target_modules=["q"], rank_pattern={"v": 3})
+    published = {f"base_model.model.q.lora_{factor}.default.weight": torch.ones(2, 2) for factor in "AB"}
+    torch.save(published, tmp_path / "svhn.pt")
+    generator = torch.Generator().manual_seed(0)
+
+    def number(below):
+        return int(torch.randint(below, (), generator=generator))
+
+    refused = 0
+    for path in (folder / "adapter_config.json", folder / "adapter_model.safetensors", tmp_path / "svhn.pt"):
+        good = path.read_bytes()
+        for _ in range(80):
+            bad = bytearray(good)
+            start = number(len(bad))
+            bad[start : start + number(4)] = bytes(number(256) for _ in range(number(4)))
+            path.write_bytes(bad)
+            try:
+                load_adapter(path if path.suffix == ".pt" else folder)
+            except SheetbendError as error:
+                refused += 1
+                assert "\n" not in str(error)
+        path.write_bytes(good)
+    assert refused > 80
 
 
 def test_heads_that_do_not_fit(tmp_path):

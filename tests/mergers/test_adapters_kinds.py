@@ -173,6 +173,33 @@ def test_a_classifier_of_transformers_is_a_head(tmp_path):
         torch.testing.assert_close(applied[f"{module}.weight"], expected[f"{module}.weight"])
 
 
+def test_embeddings_of_transformers_that_peft_saves_whole(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=11, n_positions=6)
+    wrapped = peft.get_peft_model(transformers.GPT2Model(config), peft.LoraConfig(r=2, target_modules=["wte", "wpe"]))
+    wrapped.save_pretrained(tmp_path / "whole", save_embedding_layers=True)  # by default too, for `embed_tokens`
+    with pytest.raises(SheetbendError, match=r"wte\.base_layer\.weight.*save_embedding_layers=False"):
+        load_adapter(tmp_path / "whole")
+    wrapped.save_pretrained(tmp_path / "lora", save_embedding_layers=False)
+    adapter = load_adapter(tmp_path / "lora")
+    assert adapter.metadata["kinds"] == {"wte": "embedding", "wpe": "embedding"}
+    assert adapter["wte"].shape == (8, 11)
+
+
+def test_a_selection_that_does_not_cover_the_weights_is_not_written_back(tmp_path):
+    from builders import lora_tensors, write_peft_folder
+
+    for selection in ([], ["other"], "q.*", r"(", "all-linear"):
+        path = write_peft_folder(
+            tmp_path / "in", {**lora_tensors("a.q"), **lora_tensors("a.v")}, target_modules=selection
+        )
+        save_adapter(load_adapter(path), tmp_path / "out")
+        assert load_adapter(tmp_path / "out").metadata["selection"]["target_modules"] == ["a.q", "a.v"]
+    path = write_peft_folder(tmp_path / "in", {**lora_tensors("a.q"), **lora_tensors("a.v")}, target_modules=["q", "v"])
+    save_adapter(load_adapter(path), tmp_path / "out")
+    assert load_adapter(tmp_path / "out").metadata["selection"]["target_modules"] == ["q", "v"]
+
+
 def test_kinds_must_agree():
     from builders import random_adapter
 
