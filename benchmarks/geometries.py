@@ -1,7 +1,7 @@
 """Adapters of the shapes of known models, with random values, as PEFT folders."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -63,6 +63,10 @@ GEOMETRIES: dict[str, Geometry] = {
         _vision("vit-l-14", layers=24, width=1024),
         _llama("llama-3-8b", layers=32),
         _llama("llama-3-8b-layer", layers=1),
+        replace(
+            _llama("llama-3-8b-kv", layers=1),
+            projections={"self_attn.k_proj": (1024, 4096), "self_attn.v_proj": (1024, 4096)},
+        ),
     )
 }
 

@@ -1,5 +1,6 @@
 """One run of one contender, in a process of its own, and the comparison of two results."""
 
+import contextlib
 import os
 import resource
 import shutil
@@ -8,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -85,6 +86,8 @@ def run_contender(
         updates = time_it(record, name, work, root, scratch, threads, clone)
         if result:
             write_updates(updates(), result)
+            if work.truncate and name == "ours":
+                write_whole(work, root, whole_file(result))
     except Exception as error:  # a contender that fails is a row of the table
         record.error = f"{type(error).__name__}: {error}".splitlines()[0]
     finally:
@@ -137,6 +140,19 @@ def _time_command(
     return read
 
 
+def whole_file(result: Path) -> Path:
+    """Return where our merge before its truncation is written, beside a result."""
+    return result.with_suffix(".whole.safetensors")
+
+
+def write_whole(work: Work, root: Path, path: Path) -> None:
+    """Write what a truncating work gives before it is cut."""
+    from benchmarks.contenders import contender
+
+    prepared = contender("ours")(replace(work, truncate=None), adapter_paths(root, work))
+    write_updates(prepared.collect(prepared.run()), path)
+
+
 def write_updates(updates: Updates, path: Path) -> None:
     """Write merged updates: dense ones as MODULE, factors as MODULE.B and MODULE.A."""
     from safetensors.torch import save_file
@@ -148,29 +164,47 @@ def write_updates(updates: Updates, path: Path) -> None:
     save_file(tensors, path)
 
 
-def relative_error(ours: Path, theirs: Path) -> dict[str, float]:
+def relative_error(ours: Path, theirs: Path, whole: Path | None = None) -> dict[str, float]:
     """Compare two files of `write_updates`, module by module.
 
+    Args:
+        ours: Of our result.
+        theirs: Of the contender's.
+        whole: Of what both have cut to a rank, if they have.
+
     Returns:
-        ``total``: norm of the difference by norm of theirs, over all modules; ``worst``: of the worst module.
+        ``total``: norm of the difference by norm of theirs, over all modules; ``worst``: of the worst module. With
+        ``whole``, also ``ours_lost`` and ``theirs_lost``: how far each is from it, by its norm.
 
     Raises:
         ValueError: They hold different modules.
     """
     from safetensors import safe_open
 
-    with safe_open(ours, "pt") as our_file, safe_open(theirs, "pt") as their_file:
-        modules = {key.removesuffix(".A").removesuffix(".B") for key in our_file.keys()}  # noqa: SIM118 no mapping
-        others = {key.removesuffix(".A").removesuffix(".B") for key in their_file.keys()}  # noqa: SIM118
-        if modules != others:
-            raise ValueError(f"other modules were merged: {sorted(modules ^ others)[0]} by one contender only")
-        errors, norms = [], []
+    files = [path for path in (ours, theirs, whole) if path]
+    squares = []
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(path, "pt")) for path in files]
+        modules, *others = ({key.removesuffix(".A").removesuffix(".B") for key in file.keys()} for file in opened)  # noqa: SIM118 no mapping
+        for names in others:
+            if modules != names:
+                raise ValueError(f"other modules were merged: {sorted(modules ^ names)[0]} by one contender only")
         for module in sorted(modules):
-            ours_dense, theirs_dense = _dense(our_file, module), _dense(their_file, module)
-            errors.append(float((ours_dense - theirs_dense).double().square().sum()))
-            norms.append(float(theirs_dense.double().square().sum()))
-    worst = max(error / norm for error, norm in zip(errors, norms, strict=True))
-    return {"total": (sum(errors) / sum(norms)) ** 0.5, "worst": worst**0.5}
+            mine, other, *rest = (_dense(file, module) for file in opened)
+            parts = [
+                mine - other,
+                other,
+                *(part for all_of_it in rest for part in (mine - all_of_it, other - all_of_it, all_of_it)),
+            ]
+            squares.append([float(part.double().square().sum()) for part in parts])
+    sums = [sum(column) for column in zip(*squares, strict=True)]
+    error = {
+        "total": (sums[0] / sums[1]) ** 0.5,
+        "worst": max(difference / norm for difference, norm, *_ in squares) ** 0.5,
+    }
+    if whole:
+        error["ours_lost"], error["theirs_lost"] = ((lost / sums[4]) ** 0.5 for lost in sums[2:4])
+    return error
 
 
 def _dense(file: Any, module: str) -> "Tensor":

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a tool of the repository: importable without being installed
 
 from benchmarks import tables  # noqa: E402
-from benchmarks.measure import Record, relative_error, run_contender, write_adapters  # noqa: E402
+from benchmarks.measure import Record, relative_error, run_contender, whole_file, write_adapters  # noqa: E402
 from benchmarks.works import CLONES, LABELS, WORKS, Work  # noqa: E402
 
 _CHILD = "_child"
@@ -135,7 +135,9 @@ class Bench:
         ours = next((row for row in rows if row.contender.startswith("ours") and not row.error), None)
         for row in rows:
             if ours and row is not ours and not row.error and self._result(work, row.contender).is_file():
-                files = [str(self._result(work, name)) for name in (ours.contender, row.contender)]
+                files = [self._result(work, name) for name in (ours.contender, row.contender)]
+                whole = whole_file(files[0])
+                files = [str(path) for path in (*files, whole) if path is not whole or path.is_file()]
                 row.agreement = self.child("compare", files=files)
 
     def forget(self, work: Work) -> None:

@@ -21,7 +21,7 @@ class Row:
         work: Name.
         contender: Name.
         records: One a run.
-        agreement: ``total`` and ``worst`` relative error against ours, or ``error``.
+        agreement: What `benchmarks.measure.relative_error` says of it and ours, or ``error``.
         error: Why it did not run.
     """
 
@@ -43,8 +43,13 @@ class Row:
 
     @property
     def agrees(self) -> bool:
-        """Whether its result is ours, to the tolerance of the work."""
-        return self.agreement.get("total", 0.0) <= WORKS[self.work].tolerance and "error" not in self.agreement
+        """Whether its result is ours, to the tolerance of the work; after a truncation, whether ours lost no more."""
+        if "error" in self.agreement:
+            return False
+        tolerance = WORKS[self.work].tolerance
+        if "ours_lost" in self.agreement:
+            return self.agreement["ours_lost"] <= self.agreement["theirs_lost"] * (1 + tolerance) + 1e-5
+        return self.agreement.get("total", 0.0) <= tolerance
 
     @property
     def failed(self) -> bool:
@@ -139,6 +144,8 @@ def _agreement(row: Row) -> str:
     if not row.agreement:
         return ""
     text = f"{row.agreement['total']:.1e}, worst module {row.agreement['worst']:.1e}"
+    if "ours_lost" in row.agreement:
+        text += f"; cutting lost {row.agreement['theirs_lost']:.4f}, ours {row.agreement['ours_lost']:.4f}"
     return text if row.agrees else f"DISAGREES: {text}"
 
 

@@ -14,12 +14,11 @@ from safetensors.torch import load_file, save_file
 from benchmarks import merge_speed, shims, tables, works
 from benchmarks.contenders import our_merger
 from benchmarks.geometries import GEOMETRIES, write_adapter
-from benchmarks.measure import Record, relative_error, run_contender, write_adapters, write_updates
+from benchmarks.measure import Record, relative_error, run_contender, whole_file, write_adapters, write_updates
 from benchmarks.works import CLONES, LABELS, WORKS, Target, adapter_paths, contender_density
-from mergers import MergedAdapter, load_adapter
+from mergers import load_adapter
 
 SCRIPT = Path(merge_speed.__file__)
-TRUNCATES = hasattr(MergedAdapter, "truncated")
 
 
 @pytest.fixture(scope="module")
@@ -109,21 +108,27 @@ def test_relative_error_counts_all_modules_and_finds_the_worst(tmp_path):
         relative_error(tmp_path / "less", tmp_path / "theirs")
 
 
-@pytest.mark.parametrize(
-    "work",
-    [
-        "smoke-sum",
-        *(
-            pytest.param(work, marks=pytest.mark.skipif(not TRUNCATES, reason="MergedAdapter.truncated is not there"))
-            for work in ("smoke-sum-r128", "smoke-sum-r32", "smoke-ties-r128")
-        ),
-    ],
-)
+def test_a_truncation_is_judged_by_what_it_loses(tmp_path):
+    whole = torch.diag(torch.tensor([3.0, 4.0, 4.0]))
+    for name, kept in (("ours", [0.0, 4.0, 0.0]), ("theirs", [0.0, 0.0, 4.0]), ("whole", [3.0, 4.0, 4.0])):
+        write_updates({"a": torch.diag(torch.tensor(kept))}, tmp_path / name)
+    error = relative_error(tmp_path / "ours", tmp_path / "theirs", tmp_path / "whole")
+    assert error["ours_lost"] == error["theirs_lost"] == pytest.approx(5 / whole.norm())
+    assert error["total"] == pytest.approx(2**0.5)
+    equal = row("peft", [1.0], 1, work="ties-r128-vit-b", **error)
+    worse = row("peft", [1.0], 1, work="ties-r128-vit-b", **{**error, "ours_lost": 1.02 * error["theirs_lost"]})
+    assert not equal.failed
+    assert worse.failed
+
+
+@pytest.mark.parametrize("work", ["smoke-sum", "smoke-sum-r128", "smoke-sum-r32", "smoke-ties-r128"])
 def test_peft_and_ours_do_the_same_work(work, root, tmp_path):
     for name in ("ours", "peft"):
         run(name, work, root, tmp_path / name)
-    assert relative_error(tmp_path / "ours", tmp_path / "peft")["total"] < WORKS[work].tolerance
     rank = WORKS[work].truncate
+    whole = whole_file(tmp_path / "ours") if rank else None
+    agreement = relative_error(tmp_path / "ours", tmp_path / "peft", whole)
+    assert tables.Row(work, "peft", agreement=agreement).agrees, agreement
     if rank:
         assert {t.shape[0] for name, t in load_file(tmp_path / "ours").items() if name.endswith(".A")} == {rank}
 
