@@ -99,8 +99,9 @@ class DifferenceUpdate(Update):
             yield self._part(slice(start, start + rows))
 
     def sample(self, step: int) -> Tensor:
-        """Return the difference of every ``step``-th row; only these are read."""
-        return self._part(slice(None, None, step) if self.base.shape else None)
+        """Return every ``step``-th entry of every ``step``-th row of the difference; only these rows are read."""
+        part = self._part(slice(None, None, step) if self.base.shape else None)
+        return part[..., ::step] if part.ndim > 1 else part
 
     def factors(self) -> Factors:
         """Return the difference and the identity."""
@@ -140,8 +141,9 @@ def load_difference(
     (``layers.0.q.bias``). Tensors with more than two dimensions are flattened to (first dimension, rest); one of no
     dimension becomes a vector of one. Parameters that training left alone are updates of zeros.
 
-    Only headers are read here. Both checkpoints must have the same floating tensors, in the same shapes. Tensors of
-    integers or booleans are buffers: they are left out, but refused if both checkpoints have them with other values.
+    Only headers are read here. Both checkpoints must have the same floating tensors, in the same shapes; floating
+    buffers, such as running means, count as parameters. Tensors of integers or booleans are left out, but refused if
+    both checkpoints have them with other values.
 
     Args:
         finetuned: Folder of ``model.safetensors`` or its shards with their index, a single ``.safetensors`` file, or
@@ -171,6 +173,8 @@ def load_difference(
             module = module_name(key)
             if module:
                 require_module_name(module, label)
+            if module in updates:
+                raise SheetbendError(f"{label} has both {module} and {module}.weight; save the model again")
             updates[module] = DifferenceUpdate(after[key], stored, f"adapter {label}: {key}")
             kinds[module] = _kind(key, stored.shape, linear)
     if not updates:

@@ -26,9 +26,10 @@ def reading(path: Path) -> Iterator[None]:
     """Turn what goes wrong while ``path`` is read into one line that names it."""
     try:
         yield
-    except PermissionError:
-        raise SheetbendError(f"{path} may not be read; give yourself the permission (chmod u+r)") from None
-    except FileNotFoundError:
+    except (PermissionError, FileNotFoundError) as error:
+        # safetensors says of a file it may not open that there is none.
+        if isinstance(error, PermissionError) or path.exists():
+            raise SheetbendError(f"{path} may not be read; give yourself the permission (chmod u+r)") from None
         raise SheetbendError(f"{path} does not exist; give the path of a file that does") from None
     except OSError as error:
         if path.is_dir():

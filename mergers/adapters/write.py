@@ -59,6 +59,7 @@ def save_adapter(adapter: Adapter, path: str | Path, dtype: torch.dtype | None =
         ranks[module] = next(iter(factors.values())).shape[0]
     with atomic_folder(path) as folder:
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors lets no one else read what it writes
         text = json.dumps(peft_config(adapter, ranks), indent=2)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 

@@ -242,4 +242,5 @@ def test_a_save_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save_adapter(other, tmp_path / "merged")
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+    assert (tmp_path / "merged" / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o644
     assert load_adapter(tmp_path / "merged").content_hash() == before

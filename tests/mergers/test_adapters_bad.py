@@ -222,9 +222,13 @@ def test_no_permission_as_the_system_says_it(tmp_path, monkeypatch):
     def forbidden(*args, **options):
         raise PermissionError(13, "Permission denied")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("mergers.adapters.files.safe_open", forbidden)
-        assert "adapter_model.safetensors may not be read" in refusal(path)
+    def unseen(*args, **options):  # as safetensors puts it
+        raise FileNotFoundError(2, "No such file or directory")
+
+    for failure in (forbidden, unseen):
+        with monkeypatch.context() as patch:
+            patch.setattr("mergers.adapters.files.safe_open", failure)
+            assert "adapter_model.safetensors may not be read" in refusal(path)
     with monkeypatch.context() as patch:
         patch.setattr("mergers.adapters.files.Path.read_text", forbidden)
         assert "adapter_config.json may not be read" in refusal(path)
