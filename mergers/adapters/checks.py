@@ -8,6 +8,7 @@ import torch
 from mergers.adapters.kinds import kind_of, same_kind
 from mergers.adapters.names import listed, renamings
 from mergers.errors import SheetbendError
+from mergers.functional.linalg import all_finite
 from mergers.updates import Adapter, DenseUpdate, LowRankUpdate, Update
 
 
@@ -53,7 +54,7 @@ def _check_finite(adapter: Adapter) -> None:
     """Raise if an update in memory holds NaN or infinity; one on disk is checked when it is read."""
     for module, update in adapter.items():
         if isinstance(update, LowRankUpdate | DenseUpdate) and not all(
-            torch.isfinite(tensor).all() for tensor in update.tensors().values()
+            all_finite(tensor) for tensor in update.tensors().values()
         ):
             raise SheetbendError(
                 f"adapter {adapter.label}: module {module} holds NaN or infinity; train it again, with a lower "

@@ -13,7 +13,7 @@ from mergers.adapters.hub import fetch, is_hub_id
 from mergers.adapters.kinds import Kind
 from mergers.adapters.names import listed, module_name, require_module_name
 from mergers.errors import SheetbendError, did_you_mean
-from mergers.functional.linalg import SVD, Factors
+from mergers.functional.linalg import SVD, Factors, all_finite
 from mergers.updates import Adapter, DenseUpdate, Update
 
 _INDEX_FILE = "model.safetensors.index.json"
@@ -78,7 +78,7 @@ class DifferenceUpdate(Update):
         """Return the difference in float32, or some rows of it."""
         after, before = (stored.read(rows).to(self.device).float() for stored in (self.finetuned, self.base))
         delta = (after - before).reshape(-1, *self.shape[1:])
-        if not torch.isfinite(delta).all():
+        if not all_finite(delta):
             raise SheetbendError(f"{self.label} holds NaN or infinity; train or download the checkpoint again")
         return delta if self.factor == 1.0 else delta * self.factor
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from mergers.adapters.files import is_file, read_pickle, read_safetensors
 from mergers.adapters.names import listed
 from mergers.errors import SheetbendError
+from mergers.functional.linalg import all_finite
 
 HEAD_FILE = "head.safetensors"
 PUBLISHED_HEADS_FILE = "heads.pt"
@@ -33,7 +33,7 @@ def read_heads(folder: Path, task: str, label: str) -> dict[str, Tensor]:
     if is_file(folder / PUBLISHED_HEADS_FILE):
         heads[PUBLISHED_HEAD] = _published_head(folder / PUBLISHED_HEADS_FILE, task)
     for name, tensor in heads.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise SheetbendError(f"adapter {label}: its head {name} holds NaN or infinity; train it again")
     return heads
 

@@ -21,6 +21,7 @@ from mergers.adapters.heads import read_heads
 from mergers.adapters.kinds import Kind
 from mergers.adapters.names import PEFT_PREFIX, require_module_name
 from mergers.errors import SheetbendError
+from mergers.functional.linalg import all_finite
 from mergers.updates import Adapter, LowRankUpdate, Update
 
 CONFIG_FILE = "adapter_config.json"
@@ -192,7 +193,7 @@ def _update_of(
                 f"adapter {label}: {module}.{factor_name}{factor} is {tensor.dtype}; save it as float32, bfloat16 or "
                 "float16"
             )
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise SheetbendError(
                 f"adapter {label}: {module}.{factor_name}{factor} holds NaN or infinity; train the adapter again"
             )

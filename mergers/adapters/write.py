@@ -16,6 +16,7 @@ from mergers.adapters.names import PEFT_PREFIX
 from mergers.adapters.peft import CONFIG_FILE, WEIGHTS_FILE
 from mergers.errors import SheetbendError
 from mergers.files import atomic_folder
+from mergers.functional.linalg import all_finite
 from mergers.updates import Adapter, LowRankUpdate
 
 _OWN_FILES = {CONFIG_FILE, WEIGHTS_FILE, "README.md"}  # PEFT writes a model card
@@ -81,7 +82,7 @@ def peft_tensors(adapter: Adapter, module: str, dtype: torch.dtype) -> dict[str,
     B, A = update.factors()
     if A.shape[0] == 0:  # PEFT knows no rank 0: one direction of zeros instead
         B, A = B.new_zeros(B.shape[0], 1), A.new_zeros(1, A.shape[1])
-    if not (A.to(dtype).isfinite().all() and B.to(dtype).isfinite().all()):
+    if not (all_finite(A.to(dtype)) and all_finite(B.to(dtype))):
         raise SheetbendError(f"module {module}: its factors do not fit {dtype}; give dtype=torch.float32")
     if isinstance(kind, dict):
         A = A.reshape(lying_shape(tuple(A.shape), kind))
