@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ class Merger:
         for step in self.steps:
             if (isinstance(step, Finish) or step.spectral) and not self.space.keeps_singular_values:
                 raise SheetbendError(
-                    f"{step} acts on singular values, which the coordinates in {self.space} do not have; "
+                    f"{step} acts on singular values or norms, which the coordinates in {self.space} do not have; "
                     "use KnOTS(scale_by_singular_values=True), or another space"
                 )
         coefficients = self.coefficients
@@ -132,6 +133,21 @@ class Merger:
         steps = ", then ".join(map(_brief, self.steps))
         scaled = "" if self.coefficients == 1.0 else f", coefficient {self.coefficients}"
         return f"{steps}, in {_brief(self.space)} space{scaled}"
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "Merger":
+        """Return the merge of that name in `mergers.PRESETS`.
+
+        Args:
+            name: Such as ``knots-ties``.
+            **changes: Fields that differ from the preset's.
+
+        Raises:
+            SheetbendError: There is no preset of that name.
+        """
+        from mergers.presets import preset  # which is made of Mergers
+
+        return preset(name, **changes)
 
     @property
     def steps(self) -> list[Transform | Method | Finish]:
@@ -194,6 +210,7 @@ class Merger:
         same_base: bool = False,
         encode: Encode | None = None,
         progress: Progress | None = None,
+        for_task: str | None = None,
     ) -> MergedAdapter:
         """Merge adapters of one base model.
 
@@ -202,12 +219,15 @@ class Merger:
             same_base: Accept different names of the base model.
             encode: Takes the place of ``space.encode``, such as `AlignmentCache.encode`.
             progress: Called as the work goes on.
+            for_task: Name of the task whose own model is made, by a method that has one (TallMasks); by default
+                one model is made for all tasks.
 
         Raises:
-            SheetbendError: The adapters do not fit together, or the coefficients do not fit them.
+            SheetbendError: The adapters do not fit together, or the coefficients or ``for_task`` do not fit them.
         """
         adapters = list(adapters)
-        return MergedAdapter(dict(self.stream(adapters, same_base, encode, progress)), self, adapters)
+        updates = dict(self.stream(adapters, same_base, encode, progress, for_task=for_task))
+        return MergedAdapter(updates, self, adapters)
 
     def check(self, adapters: Sequence[Adapter], same_base: bool = False) -> None:
         """Raise `SheetbendError` unless ``adapters`` fit together and the coefficients fit them."""
@@ -221,6 +241,7 @@ class Merger:
         encode: Encode | None = None,
         progress: Progress | None = None,
         then: Callable[[str, Update], Any] = lambda module, update: update,
+        for_task: str | None = None,
     ) -> Iterator[tuple[str, Any]]:
         """Merge adapters of one base model, yielding each module as soon as it is merged.
 
@@ -234,6 +255,7 @@ class Merger:
             progress: As for `merge`.
             then: Called with each module and its merged update where these are made, on several threads; its
                 result is yielded in place of the update.
+            for_task: As for `merge`.
 
         Yields:
             The name of the module, and its merged update or what ``then`` made of it.
@@ -247,6 +269,7 @@ class Merger:
         adapters.sort(key=lambda adapter: adapter.name)
         tasks = [adapter.name for adapter in adapters]
         coefficients = [by_name[task] for task in tasks]
+        merge = self.method.merge if for_task is None else self._task_specific(tasks, for_task)
 
         def reporting(stage: str, results: Iterable[Any]) -> Iterator[Any]:
             for done, result in enumerate(results, start=1):
@@ -286,7 +309,7 @@ class Merger:
 
         def merge_module(module: str) -> Any:
             frame = frame_of(module)
-            merged = self.method.merge(coordinates(module, frame), coefficients, survey)
+            merged = merge(coordinates(module, frame), coefficients, survey)
             if self.finish is not None:
                 merged = self.finish.finish(merged)
             update = frame.decode(merged)
@@ -296,6 +319,17 @@ class Merger:
 
         yield from zip(modules, reporting("merge", map_modules(merge_module, modules)), strict=True)
 
+    def _task_specific(self, tasks: Sequence[str], task: str) -> Callable[..., Update]:
+        """Return what takes the place of ``method.merge`` for one task's own model."""
+        if task not in tasks:
+            close = did_you_mean(task, list(tasks))
+            raise SheetbendError(f"for_task is {task!r}; known tasks: {', '.join(tasks)}{close}")
+        if not self.method.has_task_models:
+            raise SheetbendError(
+                f"for_task is {task!r}, but {type(self.method).__name__} makes one model for all tasks; use TallMasks"
+            )
+        return partial(self.method.task_specific, task=tasks.index(task))
+
 
 def _brief(part: Space | Method | Transform | Finish) -> str:
     """Return the name with what is not as by default; of a step also its first field, its main setting."""
@@ -304,6 +338,7 @@ def _brief(part: Space | Method | Transform | Finish) -> str:
         if isinstance(getattr(part, field.name), float)
         else f"{field.name}={getattr(part, field.name)}"
         for index, field in enumerate(fields(part))
-        if getattr(part, field.name) != field.default or (index == 0 and not isinstance(part, Space | Finish))
+        if getattr(part, field.name) != field.default
+        or (index == 0 and field.default is not None and not isinstance(part, Space | Finish))
     ]
     return f"{type(part).__name__}({', '.join(shown)})" if shown else type(part).__name__

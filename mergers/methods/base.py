@@ -3,11 +3,12 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from mergers.functional.linalg import SVD, numerical_rank
 from mergers.updates import DenseUpdate, LowRankUpdate, Update
 
 Result = TypeVar("Result")
@@ -16,8 +17,11 @@ Result = TypeVar("Result")
 #: lazily, so that a sum of them holds few at a time.
 EachModule = Callable[[Callable[[Sequence[Update]], Result]], Iterable[Result]]
 
+# Singular values up to this fraction of the largest count as zero: rounding to float32 leaves about 1e-7.
+CUTOFF = 1e-6
+
 # Entries of one task that are worked on at a time, so that the work stays in the processor's cache.
-BLOCK_ENTRIES = 1 << 16
+BLOCK_ENTRIES = 1 << 17
 
 
 class Method(ABC):
@@ -25,6 +29,9 @@ class Method(ABC):
 
     #: Whether it needs singular values or norms, so that the coordinates must have those of the update.
     spectral: ClassVar[bool] = False
+
+    #: Whether `task_specific` makes a model for each task.
+    has_task_models: ClassVar[bool] = False
 
     @property
     def entrywise(self) -> bool:
@@ -49,6 +56,19 @@ class Method(ABC):
             coefficients: One a task.
             survey: What `survey` returned.
         """
+
+    def task_specific(
+        self, coordinates: Sequence[Update], coefficients: Sequence[float], survey: Any, task: int
+    ) -> Update:
+        """Merge one module for one of the tasks, as `merge` does for all of them.
+
+        Args:
+            coordinates: As for `merge`.
+            coefficients: As for `merge`.
+            survey: As for `merge`.
+            task: Index of the task.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no task models")
 
 
 class LinearMethod(Method):
@@ -127,3 +147,57 @@ def weighted_sum(updates: Sequence[Update], weights: Sequence[float]) -> Update:
     for update in weighted[1:]:
         total += update.dense()
     return DenseUpdate(total)
+
+
+def support(update: Update) -> SVD:
+    """Return the singular triplets of an update whose singular value is not zero to rounding, float64."""
+    U, s, Vh = update.svd()
+    rank = numerical_rank(s, CUTOFF)
+    return SVD(U[:, :rank], s[:rank], Vh[:rank])
+
+
+class CommonFrame(NamedTuple):
+    """Updates of one weight in orthonormal bases of all their columns and rows: update_i = left @ cores_i @ right.
+
+    Attributes:
+        left: (out, p) float64, or None for the identity.
+        cores: One a task, (p, q) float64.
+        right: (q, in) float64, or None for the identity.
+    """
+
+    left: Tensor | None
+    cores: list[Tensor]
+    right: Tensor | None
+
+
+def common_frame(updates: Sequence[Update]) -> CommonFrame:
+    """Write matrices in common bases, of p = min(out, R) and q = min(in, R) vectors, where R is the sum of the ranks.
+
+    Singular values stay as they are, and a matrix of (R, R) is cheap to decompose.
+    """
+    factors = [(B.double(), A.double()) for B, A in (update.factors() for update in updates)]
+    rows, columns = updates[0].shape
+    rank = sum(len(A) for _, A in factors)
+    left = torch.linalg.qr(torch.cat([B for B, _ in factors], dim=1)).Q if rank < rows else None
+    right = torch.linalg.qr(torch.cat([A for _, A in factors]).T).Q.T if rank < columns else None
+    cores = [(B if left is None else left.T @ B) @ (A if right is None else A @ right.T) for B, A in factors]
+    return CommonFrame(left, cores, right)
+
+
+def from_core(core: Tensor, frame: CommonFrame, coordinates: Sequence[Update]) -> Update:
+    """Return left @ core @ right, as an update like those that ``frame`` was made of."""
+    left, right = frame.left, frame.right
+    rows, columns = core.shape
+    if rows <= columns:
+        B = torch.eye(rows, dtype=core.dtype, device=core.device) if left is None else left
+        return from_factors(B, core if right is None else core @ right, coordinates)
+    A = torch.eye(columns, dtype=core.dtype, device=core.device) if right is None else right
+    return from_factors(core if left is None else left @ core, A, coordinates)
+
+
+def from_factors(B: Tensor, A: Tensor, coordinates: Sequence[Update]) -> Update:
+    """Return B @ A in float32: factored if all of ``coordinates``, of which it was made, are."""
+    product = LowRankUpdate(A=A.float(), B=B.float())
+    if all(isinstance(update, LowRankUpdate) for update in coordinates):
+        return product
+    return DenseUpdate(product.dense())

@@ -207,7 +207,7 @@ def test_spaces_and_transforms_by_name():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Merger(method="tise"), ["unknown method 'tise'", "Mean, TaskArithmetic, Ties", "did you mean 'Ties'"]),
+        (lambda: Merger(method="tise"), ["unknown method 'tise'", "TSV, Cart, IsoCTS, Mean", "did you mean 'Ties'"]),
         (lambda: Merger(space="knot"), ["unknown space 'knot'", "Full, KnOTS", "did you mean 'KnOTS'"]),
         (lambda: Merger(transforms=["dare"]), ["'dare' needs drop_rate", "mergers.Dare"]),
         (lambda: Merger(transforms="star"), ["transforms is 'star'", "list"]),
