@@ -37,7 +37,7 @@ class Update(ABC):
 
     @abstractmethod
     def sample(self, step: int) -> Tensor:
-        """Return every ``step``-th row in float32."""
+        """Return every ``step``-th entry of every ``step``-th row, or of a vector, in float32."""
 
     @abstractmethod
     def factors(self) -> Factors:
@@ -128,9 +128,9 @@ class LowRankUpdate(Update):
             yield part @ A
 
     def sample(self, step: int) -> Tensor:
-        """Return the product of every ``step``-th row of B with A."""
+        """Return the product of every ``step``-th row of B and column of A."""
         B, A = self.factors()
-        return B[::step] @ A
+        return B[step // 2 :: step] @ A[:, step // 2 :: step]
 
     def svd(self) -> SVD:
         """Return the decomposition by way of the factors."""
@@ -179,8 +179,9 @@ class DenseUpdate(Update):
             yield part.float()
 
     def sample(self, step: int) -> Tensor:
-        """Return every ``step``-th row."""
-        return self.delta.detach()[::step].float()
+        """Return every ``step``-th entry of every ``step``-th row of ``delta``, or of a vector."""
+        part = self.delta.detach()[::step]
+        return (part[..., ::step] if part.ndim > 1 else part).float()
 
     def factors(self) -> Factors:
         """Return delta and the identity, with the smaller side between them."""
@@ -239,7 +240,7 @@ class ChangedUpdate(Update):
             yield change(block)
 
     def sample(self, step: int) -> Tensor:
-        """Return changed rows that are like every ``step``-th one: random changes draw other numbers."""
+        """Return changed entries like those of every ``step``-th row and column: random changes draw other numbers."""
         return self.begin()(self.source.sample(step))
 
     def dense(self) -> Tensor:

@@ -21,6 +21,8 @@ from mergers.updates import Update
 
 Trim = Literal["global", "local"]
 
+_STEP = 4  # every fourth entry of every fourth row is looked at to guess a threshold
+
 
 @dataclass(frozen=True)
 class TrimmedVote:
@@ -67,11 +69,11 @@ class Ties(EntrywiseMethod):
 
     def survey(self, each_module: EachModule) -> TrimmedVote | None:
         """Return thresholds and the total of elected signs over all modules; None for local trimming."""
-        return self._vote(each_module) if self.trim == "global" else None
+        return self._vote(each_module, sampled=True) if self.trim == "global" else None
 
     def survey_module(self, coordinates: Sequence[Update], survey: TrimmedVote | None) -> TrimmedVote:
         """Return the survey of all modules, or that of this one for local trimming."""
-        return self._vote(lambda function: [function(coordinates)]) if survey is None else survey
+        return self._vote(lambda function: [function(coordinates)], sampled=False) if survey is None else survey
 
     def merge_entries(self, values: Sequence[Tensor], coefficients: Sequence[float], survey: TrimmedVote) -> Tensor:
         """Return the merged entries of a block."""
@@ -79,15 +81,23 @@ class Ties(EntrywiseMethod):
         signs = resolve_zero_signs(elect_signs(trimmed, self.sign), survey.total)
         return disjoint_merge(trimmed, signs, coefficients, self.aggregate)
 
-    def _vote(self, each_module: EachModule) -> TrimmedVote:
-        """Return thresholds and the total of elected signs over some modules."""
+    def _vote(self, each_module: EachModule, sampled: bool) -> TrimmedVote:
+        """Return thresholds and the total of elected signs over some modules.
+
+        Args:
+            each_module: Goes through them.
+            sampled: Look at a part of the entries first, which pays where there are many.
+        """
         thresholds: list[float] = []  # density 1 keeps all
         if self.density < 1:
 
             def each_blocks(function: Callable[[list[Iterable[Tensor]]], Result]) -> Iterable[Result]:
                 return each_module(lambda coordinates: function([blocks_of(update) for update in coordinates]))
 
-            thresholds = magnitude_thresholds(each_blocks, self.density).tolist()
+            def each_sample(function: Callable[[list[Iterable[Tensor]]], Result]) -> Iterable[Result]:
+                return each_module(lambda coordinates: function([[update.sample(_STEP)] for update in coordinates]))
+
+            thresholds = magnitude_thresholds(each_blocks, self.density, each_sample if sampled else None)
 
         def total_sign(coordinates: Sequence[Update]) -> float:
             return sum(
