@@ -6,7 +6,6 @@ A class vector is the mean of the normalised embeddings of its prompts, normalis
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mergers.files import atomic_write
+from mergers.files import atomic_write, cache_folder
 
 TextEncoder = Callable[[list[str]], Tensor]
 
@@ -48,12 +47,6 @@ def class_vectors(prompts: Sequence[Sequence[str]], encode: TextEncoder, batch_s
     return normalize(means, dim=-1)
 
 
-def cache_folder() -> Path:
-    """Return the folder of cached heads: ``$SHEETBEND_CACHE``, else ``~/.cache/sheetbend``, and ``heads`` in it."""
-    root = os.environ.get("SHEETBEND_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "sheetbend"
-    return Path(root).expanduser() / "heads"
-
-
 def cached_class_vectors(
     prompts: Sequence[Sequence[str]], model_key: str, make_encoder: Callable[[], TextEncoder]
 ) -> Tensor:
@@ -65,7 +58,7 @@ def cached_class_vectors(
         make_encoder: loads the text tower; called only when the vectors are not cached.
     """
     key = hashlib.sha256(json.dumps([model_key, prompts]).encode()).hexdigest()[:32]
-    path = cache_folder() / f"{key}.safetensors"
+    path = cache_folder("heads") / f"{key}.safetensors"
     try:
         return load_file(path)["class_vectors"]
     except Exception:  # absent, or damaged: it is only a cache, and is made anew

@@ -8,6 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def cache_folder(name: str) -> Path:
+    """Return the folder ``name`` below ``$SHEETBEND_CACHE``, else below ``~/.cache/sheetbend``; it may not exist."""
+    root = os.environ.get("SHEETBEND_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sheetbend"
+    return Path(root).expanduser() / name
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; renamed to ``path`` when the block ends well, else removed."""

@@ -1,6 +1,6 @@
 import torch
 
-from lightning_modules.text_heads import cache_folder, cached_class_vectors, class_prompts, class_vectors
+from lightning_modules.text_heads import cached_class_vectors, class_prompts, class_vectors
 
 
 def encode(texts):
@@ -31,16 +31,16 @@ def test_second_time_needs_no_text_tower(tmp_path, monkeypatch):
         raise AssertionError("the text tower was loaded again")
 
     torch.testing.assert_close(cached_class_vectors(PROMPTS, "model-a", fail), first)
-    assert len(list(cache_folder().iterdir())) == 1
+    assert len(list(cache_folder("heads").iterdir())) == 1
     cached_class_vectors(PROMPTS[:2], "model-a", lambda: encode)
     cached_class_vectors(PROMPTS, "model-b", lambda: encode)
-    assert len(list(cache_folder().iterdir())) == 3
+    assert len(list(cache_folder("heads").iterdir())) == 3
 
 
 def test_a_damaged_cache_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("SHEETBEND_CACHE", str(tmp_path))
     first = cached_class_vectors(PROMPTS, "model-a", lambda: encode)
-    next(cache_folder().iterdir()).write_bytes(b"not safetensors")
+    next(cache_folder("heads").iterdir()).write_bytes(b"not safetensors")
     torch.testing.assert_close(cached_class_vectors(PROMPTS, "model-a", lambda: encode), first)
 
 
