@@ -6,11 +6,14 @@ from typing import Any
 
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mergers import SheetbendError, load_adapter, weight_updates
+from mergers import SheetbendError, load_adapter
+from mergers.adapters.kinds import kind_of
 from mergers.files import atomic_folder
+from mergers.models import match_parameters
+from mergers.output.folder import write_tensors
 
 HEAD_FILE = "head.safetensors"
 METRICS_FILE = "metrics.json"
@@ -52,8 +55,14 @@ def install_adapters(backbone: nn.Module, folders: dict[str, Path], base_name: s
                 f"adapter {folder}: its base model is {adapter.base_model}, this run's is {base_name}; give that "
                 "model as model.init_args.backbone, or adapters of this one"
             )
-        weight_updates(adapter, model or backbone)  # refuses modules that are missing or of another shape
+        match_parameters(adapter, model or backbone)  # refuses modules that are missing or of another shape
         config = LoraConfig.from_pretrained(folder)
+        odd = [module for module in adapter if kind_of(adapter.metadata, module) != "linear"]
+        if config.modules_to_save or odd:
+            what = (
+                f"modules_to_save {list(config.modules_to_save)}" if config.modules_to_save else f"{odd[0]}, not linear"
+            )
+            raise SheetbendError(f"adapter {folder}: it has {what}; only adapters of linear layers can be tested here")
         config.inference_mode = False
         try:
             if model is None:
@@ -91,11 +100,10 @@ def write_adapter(model: PeftModel, task: str, folder: Path, head: dict[str, Ten
     if not isinstance(config.target_modules, str):  # a set, which would be written in another order each time
         config.target_modules = sorted(config.target_modules)
     with atomic_folder(folder) as temporary:
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in state.items()},
-            temporary / "adapter_model.safetensors",
+        write_tensors(
+            {k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / "adapter_model.safetensors"
         )
         config.save_pretrained(temporary)
         if head:
-            save_file({k: v.detach().cpu().contiguous() for k, v in head.items()}, temporary / HEAD_FILE)
+            write_tensors({k: v.detach().cpu().contiguous() for k, v in head.items()}, temporary / HEAD_FILE)
         (temporary / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")

@@ -1,9 +1,17 @@
 """Merging LoRA adapters of any rank, exactly, in their low-rank form. Needs torch and safetensors only."""
 
-from mergers.adapters import adapter_from_state_dict, check_same_base, load_adapter, save_adapter
+from mergers.adapters import (
+    adapter_from_state_dict,
+    align,
+    check_same_base,
+    load_adapter,
+    load_difference,
+    save_adapter,
+)
 from mergers.errors import SheetbendError
 from mergers.finishes import Iso
-from mergers.merger import MergedAdapter, Merger
+from mergers.merged import MergedAdapter
+from mergers.merger import Merger
 from mergers.methods import TSV, Cart, IsoCTS, Mean, MetaGPT, TallMasks, TaskArithmetic, Ties, Wudi
 from mergers.models import apply_adapter, weight_updates
 from mergers.output import MergeSummary, save_merged
@@ -40,9 +48,11 @@ __all__ = [
     "Update",
     "Wudi",
     "adapter_from_state_dict",
+    "align",
     "apply_adapter",
     "check_same_base",
     "load_adapter",
+    "load_difference",
     "preset",
     "save_adapter",
     "save_merged",

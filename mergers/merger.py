@@ -1,82 +1,23 @@
 """From adapters to one adapter."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from mergers.adapters.checks import check_same_base
-from mergers.adapters.common import common_facts
+from mergers.adapters.checks import align, check_same_base
 from mergers.errors import SheetbendError, did_you_mean
 from mergers.finishes.base import Finish
-from mergers.functional.linalg import all_finite
+from mergers.merged import MergedAdapter
 from mergers.methods.base import Method
-from mergers.models import apply_adapter
-from mergers.output.folder import save_result
-from mergers.output.summary import MergeSummary
-from mergers.output.truncation import require_rank, truncate
-from mergers.parallel import map_modules
 from mergers.registry import resolve
-from mergers.spaces.base import Encoded, Space
+from mergers.run import Encode, MergeRun, Progress, Then
+from mergers.spaces.base import Space
 from mergers.transforms.base import Transform
 from mergers.updates import Adapter, Update
-
-#: Writes the updates of one weight matrix in a space.
-Encode = Callable[[Sequence[Update]], Encoded]
-
-#: Called as work goes on: what is being done, how many modules are done, of how many.
-Progress = Callable[[str, int, int], None]
-
-
-class MergedAdapter(Adapter):
-    """What `Merger.merge` returns: an adapter that can be saved and added to a model.
-
-    Args:
-        updates: As for `Adapter`.
-        merger: How it was made.
-        sources: Of what.
-    """
-
-    def __init__(self, updates: Mapping[str, Update], merger: "Merger", sources: Sequence[Adapter]) -> None:
-        super().__init__(updates, name="merged", **common_facts(sources))
-        self.merger = merger
-        self.sources = list(sources)
-
-    def save(self, path: str | Path, rank: int | None = None, dtype: torch.dtype | None = None) -> MergeSummary:
-        """Write a PEFT folder, with a README.md that says what was merged, and each task's own head.
-
-        Args:
-            path: The folder. A merge that stands there is replaced once the new one is complete.
-            rank: Keep the best approximation of this rank in each module; by default the result is exact.
-            dtype: Of the saved factors; by default the dtype that all merged adapters had, else float32.
-
-        Returns:
-            The errors of truncation and rounding, per module and in total, and more.
-
-        Raises:
-            SheetbendError: The updates are dense and no rank is given.
-        """
-        return save_result(self, path, rank, dtype)
-
-    def truncated(self, rank: int) -> "MergedAdapter":
-        """Return the best approximation of rank ``rank`` in each module."""
-        require_rank(rank)
-        modules = list(self)
-        updates = map_modules(lambda module: truncate(self[module], rank).update, modules)
-        return MergedAdapter(dict(zip(modules, updates, strict=True)), self.merger, self.sources)
-
-    def apply(self, model: nn.Module) -> nn.Module:
-        """Add the updates to the weights of ``model``, in place and in float32, and return it.
-
-        Raises:
-            SheetbendError: The model carries an adapter already, or lacks a module.
-        """
-        return apply_adapter(self, model)
 
 
 @dataclass(frozen=True)
@@ -208,8 +149,10 @@ class Merger:
         self,
         adapters: Sequence[Adapter],
         same_base: bool = False,
+        missing: Literal["error", "zero"] = "error",
         encode: Encode | None = None,
         progress: Progress | None = None,
+        device: torch.device | str | None = None,
         for_task: str | None = None,
     ) -> MergedAdapter:
         """Merge adapters of one base model.
@@ -217,16 +160,19 @@ class Merger:
         Args:
             adapters: One a task, with distinct names; any ranks and floating dtypes.
             same_base: Accept different names of the base model.
+            missing: What to do about modules that some adapters lack; see `align`.
             encode: Takes the place of ``space.encode``, such as `AlignmentCache.encode`.
             progress: Called as the work goes on.
+            device: Where the work is done, such as ``"cuda"``; by default where the adapters are. The result is on
+                the CPU.
             for_task: Name of the task whose own model is made, by a method that has one (TallMasks); by default
                 one model is made for all tasks.
 
         Raises:
             SheetbendError: The adapters do not fit together, or the coefficients or ``for_task`` do not fit them.
         """
-        adapters = list(adapters)
-        updates = dict(self.stream(adapters, same_base, encode, progress, for_task=for_task))
+        adapters = align(adapters, missing)
+        updates = dict(self.stream(adapters, same_base, encode, progress, device, for_task=for_task))
         return MergedAdapter(updates, self, adapters)
 
     def check(self, adapters: Sequence[Adapter], same_base: bool = False) -> None:
@@ -240,10 +186,11 @@ class Merger:
         same_base: bool = False,
         encode: Encode | None = None,
         progress: Progress | None = None,
-        then: Callable[[str, Update], Any] = lambda module, update: update,
+        device: torch.device | str | None = None,
+        then: Then | None = None,
         for_task: str | None = None,
     ) -> Iterator[tuple[str, Any]]:
-        """Merge adapters of one base model, yielding each module as soon as it is merged.
+        """Merge adapters of one base model and one set of module names, yielding each module as soon as it is merged.
 
         What is held are the adapters, their alignment (about as large), and the few modules that are being worked
         on.
@@ -253,74 +200,21 @@ class Merger:
             same_base: As for `merge`.
             encode: As for `merge`.
             progress: As for `merge`.
-            then: Called with each module and its merged update where these are made, on several threads; its
-                result is yielded in place of the update.
+            device: As for `merge`.
+            then: Called with each module and its merged update where these are made, on ``device`` and on several
+                threads; its result is yielded in place of the update.
             for_task: As for `merge`.
 
         Yields:
             The name of the module, and its merged update or what ``then`` made of it.
         """
-        adapters = list(adapters)
         self.check(adapters, same_base)
-        tasks = [adapter.name for adapter in adapters]
-        by_name = dict(zip(tasks, self.task_coefficients(tasks), strict=True))
-        modules = list(adapters[0])
-        # In the order of their names, so that the bytes do not depend on the order in which they were given.
-        adapters.sort(key=lambda adapter: adapter.name)
-        tasks = [adapter.name for adapter in adapters]
-        coefficients = [by_name[task] for task in tasks]
-        merge = self.method.merge if for_task is None else self._task_specific(tasks, for_task)
+        merge = self.method.merge if for_task is None else self._task_specific(adapters, for_task)
+        yield from MergeRun(self, adapters, merge, encode or self.space.encode, progress, device).results(then)
 
-        def reporting(stage: str, results: Iterable[Any]) -> Iterator[Any]:
-            for done, result in enumerate(results, start=1):
-                if progress is not None:
-                    progress(stage, done, len(modules))
-                yield result
-
-        def align(module: str) -> Encoded:
-            updates = [adapter[module] for adapter in adapters]
-            if len(updates[0].shape) == 1 or not self.space.costly:  # a vector has no basis to align
-                return Encoded(updates)
-            return (encode or self.space.encode)([update.load() for update in updates])
-
-        if self.space.costly:
-            # Factored coordinates are about as large as the adapters, so all modules' are kept; what a method
-            # makes of them lives for a block of rows at a time.
-            frames = dict(zip(modules, reporting("align", map_modules(align, modules)), strict=True))
-            frame_of = frames.__getitem__
-        else:
-            frame_of = align
-
-        def coordinates(module: str, frame: Encoded) -> list[Update]:
-            transformed = []
-            for task, update in zip(tasks, frame.coordinates, strict=True):
-                for transform in self.transforms:
-                    update = transform.transform(update, task, module)
-                transformed.append(update)
-            return transformed
-
-        def each_module(function: Callable[[list[Update]], Any]) -> Iterable[Any]:
-            return reporting(
-                "look at all modules",
-                map_modules(lambda module: function(coordinates(module, frame_of(module))), modules),
-            )
-
-        survey = self.method.survey(each_module)
-
-        def merge_module(module: str) -> Any:
-            frame = frame_of(module)
-            merged = merge(coordinates(module, frame), coefficients, survey)
-            if self.finish is not None:
-                merged = self.finish.finish(merged)
-            update = frame.decode(merged)
-            if not all(map(all_finite, update.tensors().values())):
-                raise SheetbendError(f"merging {module} overflows; give smaller coefficients, or adapters of sane size")
-            return then(module, update)
-
-        yield from zip(modules, reporting("merge", map_modules(merge_module, modules)), strict=True)
-
-    def _task_specific(self, tasks: Sequence[str], task: str) -> Callable[..., Update]:
+    def _task_specific(self, adapters: Sequence[Adapter], task: str) -> Callable[..., Update]:
         """Return what takes the place of ``method.merge`` for one task's own model."""
+        tasks = sorted(adapter.name for adapter in adapters)  # the order in which they are merged
         if task not in tasks:
             close = did_you_mean(task, list(tasks))
             raise SheetbendError(f"for_task is {task!r}; known tasks: {', '.join(tasks)}{close}")

@@ -11,18 +11,26 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_modules(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Yield ``function(item)`` for each item in order, without gradients, on as many threads as torch has.
+def map_modules(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
+) -> Iterator[Result]:
+    """Yield ``function(item)`` for each item in order, without gradients, on ``workers`` threads.
 
     Each call uses one BLAS thread. On many small matrices this is faster than threads inside one product, and
     it keeps the order of summation, hence the bytes, apart from how many threads there are.
+
+    Args:
+        function: Called with one item.
+        items: All of them.
+        workers: By default as many as torch has threads.
     """
 
     def call(item: Item) -> Result:
         with torch.no_grad():  # a setting of the thread
             return function(item)
 
-    workers = torch.get_num_threads()
+    threads = torch.get_num_threads()
+    workers = workers or threads
     torch.set_num_threads(1)
     try:
         if min(workers, len(items)) <= 1:
@@ -38,4 +46,4 @@ def map_modules(function: Callable[[Item], Result], items: Sequence[Item]) -> It
                 while waiting:
                     yield waiting.popleft().result()
     finally:
-        torch.set_num_threads(workers)
+        torch.set_num_threads(threads)

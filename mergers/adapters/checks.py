@@ -125,7 +125,8 @@ def align(adapters: Sequence[Adapter], missing: Literal["error", "zero"] = "erro
         return renamed
     noted = []
     for adapter in renamed:
-        metadata = {**adapter.metadata, "notes": [*adapter.metadata.get("notes", []), *notes]}
+        known = adapter.metadata.get("notes", [])
+        metadata = {**adapter.metadata, "notes": [*known, *(note for note in notes if note not in known)]}
         noted.append(Adapter(dict(adapter), adapter.name, adapter.base_model, metadata, adapter.heads))
     return noted
 

@@ -5,13 +5,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mergers.adapters.checks import align
 from mergers.adapters.common import common_facts
 from mergers.adapters.kinds import kind_of
 from mergers.adapters.names import listed
@@ -27,7 +28,9 @@ from mergers.parallel import map_modules
 from mergers.updates import Adapter, LowRankUpdate, Update
 
 if TYPE_CHECKING:
-    from mergers.merger import Encode, MergedAdapter, Merger, Progress
+    from mergers.merged import MergedAdapter
+    from mergers.merger import Merger
+    from mergers.run import Encode, Progress
 
 MERGE_FILE = "sheetbend_merge.json"
 HEADS_FOLDER = "heads"
@@ -47,8 +50,11 @@ def save_merged(
     base_model: str | Path | None = None,
     dtype: torch.dtype | None = None,
     same_base: bool = False,
+    missing: Literal["error", "zero"] = "error",
     encode: "Encode | None" = None,
     progress: "Progress | None" = None,
+    device: torch.device | str | None = None,
+    for_task: str | None = None,
 ) -> MergeSummary:
     """Merge adapters and write the result, module by module: nothing dense is held but what is being worked on.
 
@@ -62,13 +68,16 @@ def save_merged(
         dtype: Of the saved factors; by default the dtype that all adapters have, else float32. A full model keeps
             its own.
         same_base: Accept different names of the base model.
+        missing: What to do about modules that some adapters lack; see `align`.
         encode: Takes the place of ``merger.space.encode``, such as a cached one.
         progress: Called as the work goes on.
+        device: Where the work is done, such as ``"cuda"``.
+        for_task: Name of the task whose own model is made, by a method that has one.
 
     Raises:
         SheetbendError: The result cannot be saved so; all that can be known is said before the work starts.
     """
-    adapters = list(adapters)
+    adapters = align(adapters, missing)
     path = Path(path)
     merger.check(adapters, same_base=same_base)
     facts = common_facts(adapters)
@@ -77,7 +86,13 @@ def save_merged(
     heads = heads_of(adapters)
     settings = {"rank": rank, "coefficients": merger.coefficients, "dtype": "the model's own"}
     notes = list(facts["metadata"].get("notes", []))
-    options = {"same_base": same_base, "encode": encode, "progress": progress}
+    options = {
+        "same_base": same_base,
+        "encode": encode,
+        "progress": progress,
+        "device": device,
+        "for_task": for_task,
+    }
     with atomic_folder(path) as folder:
         if base_model is not None:
             places = find_places(base_model, {m: u.shape for m, u in adapters[0].items()}, facts["metadata"])
@@ -255,5 +270,6 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file; a full disk is an OSError that names the file."""
     try:
         save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(0o644)  # safetensors leaves it to the owner alone
     except SafetensorError as error:
         raise OSError(getattr(error, "errno", None) or 5, f"cannot be written ({error})", str(path)) from None
