@@ -93,9 +93,10 @@ def save_merged(
         "device": device,
         "for_task": for_task,
     }
+    if base_model is not None:
+        places = find_places(base_model, {m: u.shape for m, u in adapters[0].items()}, facts["metadata"])
     with atomic_folder(path) as folder:
         if base_model is not None:
-            places = find_places(base_model, {m: u.shape for m, u in adapters[0].items()}, facts["metadata"])
             left_out = copy_model(Path(base_model), folder)
             if left_out:
                 notes.append(f"not copied from the base model: {listed(left_out)}")
