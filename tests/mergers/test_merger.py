@@ -8,7 +8,6 @@ from mergers import (
     Adapter,
     Dare,
     DenseUpdate,
-    Full,
     KnOTS,
     LowRankUpdate,
     Mean,
@@ -19,51 +18,11 @@ from mergers import (
     Ties,
 )
 
-SPACES = [Full(), KnOTS(), KnOTS(scale_by_singular_values=False)]
-MANY = [Mean(), TaskArithmetic(), Ties(), Ties(density=0.5, trim="local", aggregate="max"), Ties(sign="counts")]
-
 
 def assert_same(left, right, tolerance=2e-5):
     assert list(left) == list(right)
     for module in left:
         torch.testing.assert_close(left[module], right[module], rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("space", SPACES, ids=str)
-@pytest.mark.parametrize("method", [Mean(), TaskArithmetic(), Ties(density=1.0)], ids=str)
-def test_one_adapter_with_coefficient_1_is_itself(space, method):
-    [adapter] = random_adapters(1)
-    assert_same(Merger(space, method).merge([adapter]).dense(), adapter.dense())
-
-
-@pytest.mark.parametrize("space", SPACES, ids=str)
-@pytest.mark.parametrize("method", MANY, ids=str)
-def test_task_order_does_not_matter(space, method):
-    adapters = random_adapters(4)
-    coefficients = {adapter.name: 0.3 + index for index, adapter in enumerate(adapters)}
-    merger = Merger(space, method, [Dare(0.3)] if space == Full() else [], coefficients)
-    assert_same(merger.merge(adapters).dense(), merger.merge(adapters[::-1]).dense())
-
-
-@pytest.mark.parametrize("method", [Mean(), TaskArithmetic()], ids=str)
-@pytest.mark.parametrize("space", SPACES[1:], ids=str)
-def test_linear_methods_agree_in_all_spaces(space, method):
-    adapters = random_adapters(3)
-    coefficients = [0.2, -0.5, 1.5]
-    full = Merger("full", method, coefficients=coefficients).merge(adapters)
-    assert_same(Merger(space, method, coefficients=coefficients).merge(adapters).dense(), full.dense())
-
-
-@pytest.mark.parametrize("eta", [20, 40, 90, 100])
-def test_star_then_mean_is_the_same_in_knots_space(eta):
-    """The columns of U are orthonormal, so coordinates have the singular values of the update itself."""
-    adapters = random_adapters(3, ranks=3)
-    transforms = [Star(eta)]
-    full = Merger("full", "mean", transforms).merge(adapters)
-    knots = Merger("knots", "mean", transforms).merge(adapters)
-    assert_same(full.dense(), knots.dense())
-    if eta == 20:
-        assert all(update.rank == 3 for update in full.values()), "one direction a task"
 
 
 def test_coefficients_apply_after_the_election():
