@@ -20,12 +20,13 @@ class MergeCallback(Callback):
     the pretrained model and the finetuned adapters in one sweep of the data.
 
     Args:
-        mergers: the merges to test, by the name they have in tables and curves.
+        mergers: the merges to test, by the name they have in tables and curves; each a Merger, or the name of one of
+            `mergers.PRESETS`, such as knots-ties.
         while_fitting: also merge at each validation while fitting, so that curves show merged against finetuned
             accuracy over training.
     """
 
-    def __init__(self, mergers: dict[str, Merger], while_fitting: bool = True):
+    def __init__(self, mergers: dict[str, Merger | str], while_fitting: bool = True):
         for name in mergers:
             if name in RESERVED:
                 raise SheetbendError(
@@ -35,7 +36,9 @@ class MergeCallback(Callback):
                 raise SheetbendError(
                     f"merger {name!r} must name a folder: at most 64 letters, digits, _, +, - and inner dots"
                 )
-        self.mergers = mergers
+        self.mergers = {
+            name: Merger.preset(merger) if isinstance(merger, str) else merger for name, merger in mergers.items()
+        }
         self.while_fitting = while_fitting
 
     def build_variants(self, module: LoRATasks) -> dict[str, Variant]:
