@@ -210,6 +210,8 @@ def main(argv: list[str]) -> int:
         return 2
     clones = {name: str(Path(getattr(arguments, name)).resolve()) for name in CLONES if getattr(arguments, name)}
     facts = machine(arguments.threads, clones)
+    if facts["load before"] > 0.5:
+        tables.progress(f"the load of this machine is {facts['load before']}: times and ratios will be wrong")
     rows: list[tables.Row] = []
     with tempfile.TemporaryDirectory(prefix="merge-speed-") as temporary:
         root = (arguments.work_dir or Path(temporary)).resolve()
