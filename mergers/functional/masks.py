@@ -1,44 +1,34 @@
 """Which entries are kept, by their rank or by what other tasks hold there. Masks are 0.0 and 1.0: booleans are slow."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-
-class Cut(NamedTuple):
-    """A position in the ascending order of magnitudes, in which equal ones stand in the order of their position.
-
-    Attributes:
-        magnitude: That of the last entry before the cut.
-        place: How many entries of just this magnitude stand before the cut.
-    """
-
-    magnitude: float
-    place: int
+from mergers.functional.selection import Selected
 
 
-def up_to(magnitudes: Tensor, cut: Cut, seen: int = 0) -> tuple[Tensor, int]:
-    """Return the mask of the entries that stand before a cut.
+def up_to(values: Tensor, last: Selected, seen: int = 0) -> tuple[Tensor, int]:
+    """Return ``values`` with zeros after a place in the ascending order of magnitudes.
+
+    Of equal magnitudes, those that come first in ``values`` come first in the order.
 
     Args:
-        magnitudes: A block of the entries, any shape.
-        cut: A position among all entries.
-        seen: How many entries of the cut's magnitude the blocks before this one had.
+        values: A block of the entries, any shape.
+        last: The last entry to keep among all blocks.
+        seen: How many entries of its magnitude the blocks before this one had.
 
     Returns:
-        The mask, and ``seen`` for the next block.
+        The values kept, and ``seen`` for the next block.
 
-    >>> up_to(torch.tensor([2.0, 1.0, 2.0, 3.0, 2.0]), Cut(2.0, place=2))
-    (tensor([1., 1., 1., 0., 0.]), 3)
+    >>> up_to(torch.tensor([2.0, 1.0, -2.0, 3.0, 2.0]), Selected(2.0, place=2, equal=3))
+    (tensor([ 2.,  1., -2.,  0.,  0.]), 3)
     """
-    before = magnitudes.clone().lt_(cut.magnitude)
-    equal = magnitudes.clone().eq_(cut.magnitude)
-    count = int(equal.sum())
-    if count:
-        places = equal.flatten().cumsum(0, dtype=torch.int64).view_as(equal) + seen
-        before += equal * (places <= cut.place)
-    return before, seen + count
+    if last.place == last.equal:  # what is kept ends with a magnitude: no need to look for equal ones
+        return values - torch.nn.functional.hardshrink(values, last.magnitude), seen
+    magnitudes = values.abs()
+    equal = magnitudes == last.magnitude
+    places = equal.flatten().cumsum(0).view_as(equal) + seen
+    kept = (magnitudes < last.magnitude) | (equal & (places <= last.place))
+    return values * kept, seen + int(equal.sum())
 
 
 def relative_ranks(values: Tensor) -> Tensor:

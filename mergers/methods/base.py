@@ -108,14 +108,7 @@ class EntrywiseMethod(Method):
     def merge(self, coordinates: Sequence[Update], coefficients: Sequence[float], survey: Any = None) -> Update:
         """Return the merged entries."""
         survey = self.survey_module(coordinates, survey)
-        merged, start = None, 0
-        for values in task_blocks(coordinates):
-            block = self.merge_entries(values, coefficients, survey)
-            if merged is None:
-                merged = block.new_empty(coordinates[0].shape)
-            merged[start : start + len(block)] = block
-            start += len(block)
-        return DenseUpdate(torch.zeros(coordinates[0].shape) if merged is None else merged)
+        return merge_blocks(coordinates, lambda values: self.merge_entries(values, coefficients, survey))
 
     def survey_module(self, coordinates: Sequence[Update], survey: Any) -> Any:
         """Look at one module before its entries are merged; return what takes the place of ``survey`` there."""
@@ -137,16 +130,37 @@ def task_blocks(coordinates: Sequence[Update]) -> Iterator[tuple[Tensor, ...]]:
     return zip(*map(blocks_of, coordinates), strict=True)
 
 
+def merge_blocks(coordinates: Sequence[Update], merge: Callable[[Sequence[Tensor]], Tensor]) -> DenseUpdate:
+    """Return the update whose blocks are made of the blocks of all tasks; no task's entries are held together."""
+    merged, start = None, 0
+    for values in task_blocks(coordinates):
+        block = merge(values)
+        if merged is None:
+            merged = block.new_empty(coordinates[0].shape)
+        merged[start : start + len(block)] = block
+        start += len(block)
+    return DenseUpdate(torch.zeros(coordinates[0].shape) if merged is None else merged)
+
+
 def weighted_sum(updates: Sequence[Update], weights: Sequence[float]) -> Update:
     """Return sum_i w_i update_i, low-rank if all updates are."""
-    weighted = [update.scaled(weight) for update, weight in zip(updates, weights, strict=True)]
-    if all(isinstance(update, LowRankUpdate) for update in weighted):
-        factors = [update.factors() for update in weighted]
+    if are_low_rank(updates):
+        factors = [update.scaled(weight).factors() for update, weight in zip(updates, weights, strict=True)]
         return LowRankUpdate(A=torch.cat([A for _, A in factors]), B=torch.cat([B for B, _ in factors], dim=1))
-    total = weighted[0].dense().clone()
-    for update in weighted[1:]:
-        total += update.dense()
-    return DenseUpdate(total)
+    return merge_blocks(updates, lambda values: weighted_entries(values, weights))
+
+
+def weighted_entries(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return the weighted sum of blocks."""
+    total = values[0] * weights[0]
+    for value, weight in zip(values[1:], weights[1:], strict=True):
+        total.add_(value, alpha=weight)
+    return total
+
+
+def are_low_rank(updates: Sequence[Update]) -> bool:
+    """Return whether all updates are low-rank, so that what is made of them should be."""
+    return all(isinstance(update, LowRankUpdate) for update in updates)
 
 
 def support(update: Update) -> SVD:
@@ -187,6 +201,9 @@ def common_frame(updates: Sequence[Update]) -> CommonFrame:
 def from_core(core: Tensor, frame: CommonFrame, coordinates: Sequence[Update]) -> Update:
     """Return left @ core @ right, as an update like those that ``frame`` was made of."""
     left, right = frame.left, frame.right
+    if not are_low_rank(coordinates):
+        core = core if left is None else left @ core
+        return DenseUpdate((core if right is None else core @ right).float())
     rows, columns = core.shape
     if rows <= columns:
         B = torch.eye(rows, dtype=core.dtype, device=core.device) if left is None else left
@@ -198,6 +215,4 @@ def from_core(core: Tensor, frame: CommonFrame, coordinates: Sequence[Update]) -
 def from_factors(B: Tensor, A: Tensor, coordinates: Sequence[Update]) -> Update:
     """Return B @ A in float32: factored if all of ``coordinates``, of which it was made, are."""
     product = LowRankUpdate(A=A.float(), B=B.float())
-    if all(isinstance(update, LowRankUpdate) for update in coordinates):
-        return product
-    return DenseUpdate(product.dense())
+    return product if are_low_rank(coordinates) else DenseUpdate(product.dense())

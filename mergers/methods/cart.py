@@ -19,8 +19,10 @@ class Cart(SpectralMethod):
     """CART: 1/T sum_i c_i delta_i + scaling * sum_i c_i [delta_i - mean]_k.
 
     [.]_k is the best approximation of rank k, and mean = 1/T sum_i delta_i. k is rank_ratio * min(shape), rounded,
-    and at least one; the shape is that of the coordinates, so k differs between spaces. Equal coefficients scale
-    the whole result. Low-rank updates give a result of rank sum(r_i). Vectors are averaged.
+    and at least one; the shape is that of the coordinates, so k differs between spaces. In Full, low-rank updates
+    often have fewer than k directions, and then the parts of equal coefficients cancel and leave the mean: Core is the
+    space for them. Equal coefficients scale the whole result. Low-rank updates give a result of rank sum(r_i).
+    Vectors are averaged.
 
     Paper: Choi et al., Revisiting Weight Averaging for Model Merging (arXiv 2412.12153).
 
@@ -50,7 +52,9 @@ class Cart(SpectralMethod):
         mean = sum(frame.cores) / len(frame.cores)
         merged = torch.zeros_like(mean)
         for core, coefficient in zip(frame.cores, coefficients, strict=True):
-            U, s, Vh = torch.linalg.svd(core - mean, full_matrices=False)
-            part = U[:, :kept] * s[:kept] @ Vh[:kept]
+            part = core - mean
+            if kept < min(part.shape):
+                U, s, Vh = torch.linalg.svd(part, full_matrices=False)
+                part = U[:, :kept] * s[:kept] @ Vh[:kept]
             merged += coefficient * (core / len(frame.cores) + self.scaling * part)
         return from_core(merged, frame, coordinates)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mergers.errors import SheetbendError
 from mergers.functional.masks import tall_mask
-from mergers.methods.base import EntrywiseMethod, task_blocks
-from mergers.updates import DenseUpdate, Update
+from mergers.methods.base import EntrywiseMethod, merge_blocks, weighted_entries
+from mergers.updates import Update
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TallMasks(EntrywiseMethod):
 
     def merge_entries(self, values: Sequence[Tensor], coefficients: Sequence[float], survey: Any = None) -> Tensor:
         """Return the consensus of a block."""
-        total = _weighted(values, coefficients)
+        total = weighted_entries(values, coefficients)
         wanted = torch.zeros_like(total)
         for value in values:
             wanted += tall_mask(value, total, self.threshold)
@@ -53,16 +53,9 @@ class TallMasks(EntrywiseMethod):
         self, coordinates: Sequence[Update], coefficients: Sequence[float], survey: Any, task: int
     ) -> Update:
         """Return the weighted sum at the entries that one task wants."""
-        blocks = []
-        for values in task_blocks(coordinates):
-            total = _weighted(values, coefficients)
-            blocks.append(total * tall_mask(values[task], total, self.threshold))
-        return DenseUpdate(torch.cat(blocks))
 
+        def own(values: Sequence[Tensor]) -> Tensor:
+            total = weighted_entries(values, coefficients)
+            return total.mul_(tall_mask(values[task], total, self.threshold))
 
-def _weighted(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return the weighted sum of blocks."""
-    total = values[0] * weights[0]
-    for value, weight in zip(values[1:], weights[1:], strict=True):
-        total.add_(value, alpha=weight)
-    return total
+        return merge_blocks(coordinates, own)
