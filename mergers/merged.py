@@ -38,7 +38,7 @@ class MergedAdapter(Adapter):
 
         Args:
             path: The folder. A merge that stands there is replaced once the new one is complete.
-            rank: Keep the best approximation of this rank in each module; by default the result is exact.
+            rank: Keep the approximation of this rank in each module; by default the result is exact.
             dtype: Of the saved factors; by default the dtype that all merged adapters had, else float32.
 
         Returns:
@@ -50,10 +50,14 @@ class MergedAdapter(Adapter):
         return save_result(self, path, rank, dtype)
 
     def truncated(self, rank: int) -> "MergedAdapter":
-        """Return the best approximation of rank ``rank`` in each module."""
+        """Return the approximation of rank ``rank`` in each module; see `truncate`."""
         require_rank(rank)
         modules = list(self)
-        updates = map_modules(lambda module: truncate(self[module], rank).update, modules)
+
+        def truncated(module: str) -> Update:
+            return truncate(self[module], rank, [source[module] for source in self.sources]).update
+
+        updates = map_modules(truncated, modules)
         return MergedAdapter(dict(zip(modules, updates, strict=True)), self.merger, self.sources)
 
     def apply(self, model: nn.Module) -> nn.Module:

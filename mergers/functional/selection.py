@@ -1,7 +1,8 @@
 """The k-th smallest magnitude among the entries of many modules, exactly, without holding or sorting them."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -29,10 +30,12 @@ class Selected(NamedTuple):
     Attributes:
         magnitude: 0 where there are no entries.
         place: Of the entry looked for among the entries that are equal to it, from 1.
+        equal: How many these are.
     """
 
     magnitude: float
     place: int
+    equal: int
 
 
 class Window(NamedTuple):
@@ -93,11 +96,11 @@ def _select_within(each_module: EachModule, ranks_of: RanksOf, windows: Sequence
     for (first, _), (counts, rank) in zip(windows, _with_ranks(totals, ranks_of), strict=True):
         below, inside = int(counts[0]), counts[1:-1]
         if int(counts.sum()) == 0:
-            selected.append(Selected(0.0, 1))
+            selected.append(Selected(0.0, 1, 0))
         elif below < rank <= below + int(inside.sum()):
             offset, place = _bin_of_rank(inside, rank - below)
             bits = torch.tensor((first << _LOW_BITS) + offset, dtype=torch.int32)
-            selected.append(Selected(float(bits.view(torch.float32)), place))
+            selected.append(Selected(float(bits.view(torch.float32)), place, int(inside[offset])))
         else:
             selected.append(None)
     return selected
@@ -113,7 +116,7 @@ def _total(results: Iterable[Sequence[Tensor]]) -> list[Tensor]:
 
 def _high_counts(tasks: Sequence[Iterable[Tensor]]) -> list[Tensor]:
     """Return the histogram of the high bits of each task."""
-    return [_histogram((bits >> _LOW_BITS for bits in _bits(blocks)), _HIGH_BINS) for blocks in tasks]
+    return [_histogram(blocks, lambda bits: bits.bitwise_right_shift_(_LOW_BITS), _HIGH_BINS) for blocks in tasks]
 
 
 def _window_counts(tasks: Sequence[Iterable[Tensor]], windows: Sequence[Window]) -> list[Tensor]:
@@ -122,30 +125,45 @@ def _window_counts(tasks: Sequence[Iterable[Tensor]], windows: Sequence[Window])
     for blocks, (first, width) in zip(tasks, windows, strict=True):
         # Entries outside the window are counted, not selected: that would take longer.
         before, bins = (first << _LOW_BITS) - 1, width << _LOW_BITS
-        counts.append(_histogram(((bits - before).clamp_(0, bins + 1) for bits in _bits(blocks)), bins + 2))
+        counts.append(_histogram(blocks, partial(_place, before=before, last=bins + 1), bins + 2))
     return counts
 
 
-def _histogram(pieces: Iterable[Tensor], bins: int) -> Tensor:
-    """Return how often each number below ``bins`` occurs."""
-    counts: Tensor | int = 0
-    for piece in pieces:
-        counts = torch.bincount(piece, minlength=bins) + counts
-    return counts if isinstance(counts, Tensor) else torch.zeros(bins, dtype=torch.int64)
+def _place(bits: Tensor, before: int, last: int) -> Tensor:
+    """Return, in place, where in a window each number lies: 0 up to ``before``, ``last`` above the window."""
+    return bits.sub_(before).clamp_(0, last)
 
 
-def _bits(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield the entries' magnitudes as integers of the same order, int32, in pieces that are each worth a histogram."""
-    waiting: list[Tensor] = []
-    size = 0
-    for block in blocks:
-        waiting.append(block.detach().float().abs().flatten())
-        size += len(waiting[-1])
-        if size >= _HISTOGRAM_ENTRIES:
-            yield torch.cat(waiting).view(torch.int32)
-            waiting, size = [], 0
-    if waiting:
-        yield torch.cat(waiting).view(torch.int32)
+def _histogram(blocks: Iterable[Tensor], change: Callable[[Tensor], Tensor], bins: int) -> Tensor:
+    """Return how often each number below ``bins`` occurs among the changed magnitudes.
+
+    Args:
+        blocks: Of one task's values.
+        change: Called with magnitudes as integers of the same order, int32; returns numbers below ``bins`` in
+            their place.
+        bins: How many.
+    """
+    counts: Tensor | None = None
+    buffer: Tensor | None = None
+    filled = 0
+
+    def count(counts: Tensor | None, values: Tensor) -> Tensor:
+        added = torch.bincount(change(values.view(torch.int32)), minlength=bins)
+        return added if counts is None else counts.add_(added)
+
+    for block in blocks:  # a few together are worth a histogram
+        values = block.detach().float().reshape(-1)
+        if buffer is None or filled + len(values) > len(buffer):
+            if filled:
+                counts = count(counts, buffer[:filled])
+            if buffer is None or len(values) > len(buffer):
+                buffer = values.new_empty(max(_HISTOGRAM_ENTRIES, len(values)))
+            filled = 0
+        torch.abs(values, out=buffer[filled : filled + len(values)])
+        filled += len(values)
+    if filled:
+        counts = count(counts, buffer[:filled])
+    return torch.zeros(bins, dtype=torch.int64) if counts is None else counts
 
 
 def _bin_of_rank(histogram: Tensor, rank: int) -> tuple[int, int]:

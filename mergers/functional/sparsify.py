@@ -23,7 +23,10 @@ def threshold_rank(count: int, density: float) -> int:
 
 def magnitude_threshold(values: Tensor, density: float) -> float:
     """Return the smallest magnitude kept among all entries of ``values``, 0 where there are none."""
-    return magnitude_thresholds(lambda function: [function([[values]])], density)[0]
+    if values.numel() == 0:
+        return 0.0
+    rank = threshold_rank(values.numel(), density)
+    return float(values.detach().float().abs().flatten().kthvalue(rank).values)
 
 
 def magnitude_thresholds(each_module: EachModule, density: float, each_sample: EachModule | None = None) -> list[float]:

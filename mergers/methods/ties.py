@@ -1,5 +1,7 @@
 """Trim, elect a sign, merge what agrees."""
 
+import math
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -15,26 +17,40 @@ from mergers.functional.consensus import (
     elect_signs,
     resolve_zero_signs,
 )
-from mergers.functional.sparsify import keep_large, magnitude_thresholds
+from mergers.functional.selection import EachModule as EachEntries
+from mergers.functional.sparsify import keep_large, magnitude_threshold, magnitude_thresholds
 from mergers.methods.base import EachModule, EntrywiseMethod, Result, blocks_of, task_blocks
 from mergers.updates import Update
 
 Trim = Literal["global", "local"]
 
+_FEW = 1 << 16  # entries of a module that are sooner partly sorted than counted; no more than one block
 _STEP = 4  # every fourth entry of every fourth row is looked at to guess a threshold
 
 
-@dataclass(frozen=True)
 class TrimmedVote:
     """What trimming knows of the modules that share a threshold.
 
-    Attributes:
+    Args:
         thresholds: Smallest magnitude kept, one a task; empty where all are.
-        total: Sum of the elected signs; its sign is taken where a sum is exactly zero.
+        count_signs: Returns the total of the elected signs, in one more pass over the modules.
+
+    Attributes:
+        thresholds: As given.
     """
 
-    thresholds: list[float]
-    total: float
+    def __init__(self, thresholds: list[float], count_signs: Callable[[], float]) -> None:
+        self.thresholds = thresholds
+        self._count_signs = count_signs
+        self._total: float | None = None
+        self._lock = threading.Lock()
+
+    def total(self) -> float:
+        """Return the total of the elected signs, counted when it is first asked for: ties are rare."""
+        with self._lock:
+            if self._total is None:
+                self._total = self._count_signs()
+        return self._total
 
 
 @dataclass(frozen=True)
@@ -68,36 +84,48 @@ class Ties(EntrywiseMethod):
                 raise SheetbendError(f"Ties {field} is {getattr(self, field)!r}; known: {', '.join(known)}")
 
     def survey(self, each_module: EachModule) -> TrimmedVote | None:
-        """Return thresholds and the total of elected signs over all modules; None for local trimming."""
-        return self._vote(each_module, sampled=True) if self.trim == "global" else None
+        """Return the thresholds over all modules; None for local trimming."""
+        if self.trim == "local":
+            return None
+
+        def each_sample(function: Callable[[list[Iterable[Tensor]]], Result]) -> Iterable[Result]:
+            return each_module(lambda coordinates: function([[update.sample(_STEP)] for update in coordinates]))
+
+        return self._vote(each_module, self._thresholds(each_module, each_sample))
 
     def survey_module(self, coordinates: Sequence[Update], survey: TrimmedVote | None) -> TrimmedVote:
         """Return the survey of all modules, or that of this one for local trimming."""
-        return self._vote(lambda function: [function(coordinates)], sampled=False) if survey is None else survey
+        if survey is not None:
+            return survey
+
+        def this_module(function: Callable[[Sequence[Update]], Result]) -> Iterable[Result]:
+            return [function(coordinates)]
+
+        if math.prod(coordinates[0].shape) > _FEW:
+            return self._vote(this_module, self._thresholds(this_module))
+        return self._vote(this_module, [magnitude_threshold(update.dense(), self.density) for update in coordinates])
 
     def merge_entries(self, values: Sequence[Tensor], coefficients: Sequence[float], survey: TrimmedVote) -> Tensor:
         """Return the merged entries of a block."""
         trimmed = _trimmed(values, survey.thresholds)
-        signs = resolve_zero_signs(elect_signs(trimmed, self.sign), survey.total)
+        signs = elect_signs(trimmed, self.sign)
+        undecided = 1 - signs.abs()
+        if any((value * undecided).abs_().sum() > 0 for value in trimmed):  # a tie, not just a place without votes
+            signs = resolve_zero_signs(signs, survey.total())
         return disjoint_merge(trimmed, signs, coefficients, self.aggregate)
 
-    def _vote(self, each_module: EachModule, sampled: bool) -> TrimmedVote:
-        """Return thresholds and the total of elected signs over some modules.
+    def _thresholds(self, each_module: EachModule, each_sample: EachEntries | None = None) -> list[float]:
+        """Return the smallest magnitude kept of each task over some modules; nothing at density 1, which keeps all."""
+        if self.density == 1:
+            return []
 
-        Args:
-            each_module: Goes through them.
-            sampled: Look at a part of the entries first, which pays where there are many.
-        """
-        thresholds: list[float] = []  # density 1 keeps all
-        if self.density < 1:
+        def each_blocks(function: Callable[[list[Iterable[Tensor]]], Result]) -> Iterable[Result]:
+            return each_module(lambda coordinates: function([blocks_of(update) for update in coordinates]))
 
-            def each_blocks(function: Callable[[list[Iterable[Tensor]]], Result]) -> Iterable[Result]:
-                return each_module(lambda coordinates: function([blocks_of(update) for update in coordinates]))
+        return magnitude_thresholds(each_blocks, self.density, each_sample)
 
-            def each_sample(function: Callable[[list[Iterable[Tensor]]], Result]) -> Iterable[Result]:
-                return each_module(lambda coordinates: function([[update.sample(_STEP)] for update in coordinates]))
-
-            thresholds = magnitude_thresholds(each_blocks, self.density, each_sample if sampled else None)
+    def _vote(self, each_module: EachModule, thresholds: list[float]) -> TrimmedVote:
+        """Return the thresholds, and how to count the elected signs over some modules."""
 
         def total_sign(coordinates: Sequence[Update]) -> float:
             return sum(
@@ -105,7 +133,7 @@ class Ties(EntrywiseMethod):
                 for values in task_blocks(coordinates)
             )
 
-        return TrimmedVote(thresholds, sum(each_module(total_sign)))
+        return TrimmedVote(thresholds, lambda: sum(each_module(total_sign)))
 
 
 def _trimmed(values: Sequence[Tensor], thresholds: Sequence[float]) -> list[Tensor]:

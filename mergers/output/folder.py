@@ -105,7 +105,7 @@ def save_merged(
         else:
             dtype = dtype or _DTYPES.get(facts["metadata"].get("dtype"), torch.float32)
             settings["dtype"] = str(dtype).removeprefix("torch.")
-            then = partial(_factored, facts=facts, rank=rank, dtype=dtype)
+            then = partial(_factored, facts=facts, rank=rank, dtype=dtype, sources=adapters)
             modules = _write_factors(folder, merger.stream(adapters, then=then, **options), adapters[0], facts)
         summary = MergeSummary(
             path=str(path),
@@ -134,7 +134,9 @@ def save_result(
     facts = {"base_model": merged.base_model, "metadata": merged.metadata}
     dtype = dtype or _DTYPES.get(merged.metadata.get("dtype"), torch.float32)
     modules = list(merged)
-    factored = map_modules(lambda module: _factored(module, merged[module], facts, rank, dtype), modules)
+    factored = map_modules(
+        lambda module: _factored(module, merged[module], facts, rank, dtype, merged.sources), modules
+    )
     with atomic_folder(path) as folder:
         numbers = _write_factors(folder, zip(modules, factored, strict=True), merged, facts)
         summary = MergeSummary(
@@ -155,12 +157,17 @@ def save_result(
 
 
 def _factored(
-    module: str, update: Update, facts: Mapping[str, Any], rank: int | None, dtype: torch.dtype
+    module: str,
+    update: Update,
+    facts: Mapping[str, Any],
+    rank: int | None,
+    dtype: torch.dtype,
+    sources: Sequence[Adapter],
 ) -> tuple[dict[str, Tensor], ModuleNumbers]:
     """Return what PEFT saves for one merged module, and its numbers."""
     error, norm = 0.0, None
     if rank is not None:
-        update, error, norm = truncate(update, rank)
+        update, error, norm = truncate(update, rank, [source[module] for source in sources])
     norm = update.squared_norm() if norm is None else norm
     numbers = ModuleNumbers(max(update.rank, 1), norm, error, rounding_error(update, dtype))
     return peft_tensors(Adapter({module: update}, name="merged", **facts), module, dtype), numbers

@@ -1,5 +1,6 @@
 """The best approximation of an update by one of low rank, and what it costs."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,12 +24,17 @@ def require_rank(rank: int | None) -> None:
         raise SheetbendError(f"rank is {rank!r}; give a whole number from 1 on")
 
 
-def truncate(update: Update, rank: int) -> Truncated:
+def truncate(update: Update, rank: int, sources: Sequence[Update] = ()) -> Truncated:
     """Return the approximation of ``update`` by its ``rank`` largest singular values.
 
     A low-rank update is decomposed exactly, by its factors; it stays as it is where its rank is no larger. A dense one
-    is projected on its leading directions, found by randomised iteration; the error is that of this projection.
+    is projected on its leading directions, found by iteration; the error is that of this projection.
     The singular values are shared evenly between both factors, which keeps 16-bit ones in range.
+
+    Args:
+        update: A matrix.
+        rank: From 1 on.
+        sources: What it was merged from; the span of low-rank ones is where the iteration starts.
     """
     if isinstance(update, LowRankUpdate):
         if update.rank <= rank:
@@ -38,7 +44,8 @@ def truncate(update: Update, rank: int) -> Truncated:
         U, s, Vh = U[:, :rank], s[:rank], Vh[:rank]
     else:
         delta = update.dense()
-        U, s, Vh = truncated_svd(delta, rank)
+        known = [source.factors()[0].to(delta.device) for source in sources if isinstance(source, LowRankUpdate)]
+        U, s, Vh = truncated_svd(delta, rank, torch.cat(known, dim=1) if known else None)
         squared_norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64).square())
         squared_error = max(squared_norm - float(s.double().square().sum()), 0.0)  # a projection: Pythagoras holds
     root = s.sqrt()

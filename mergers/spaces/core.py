@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mergers.functional.linalg import left_singular_vectors
+from mergers.functional.linalg import svd_of_tall
 from mergers.spaces.base import Encoded, Space
 from mergers.updates import LowRankUpdate, Update
 
@@ -25,12 +25,14 @@ class Core(Space):
     def encode(self, updates: Sequence[Update]) -> Encoded:
         """Return the coordinates of each task, factored."""
         factors = [update.factors() for update in updates]
-        left = left_singular_vectors(torch.cat([B for B, _ in factors], dim=1))
-        right = left_singular_vectors(torch.cat([A for _, A in factors]).T).T
-        coordinates: list[Update] = [
-            LowRankUpdate(A=(A.double() @ right.T).float(), B=(left.T @ B.double()).float()) for B, A in factors
-        ]
-        return Encoded(coordinates, left.float(), right.float())
+        # The coordinates of the factors in their own singular vectors are diag(s) V^T.
+        left = svd_of_tall(torch.cat([B for B, _ in factors], dim=1))
+        right = svd_of_tall(torch.cat([A for _, A in factors]).T)
+        ranks = [A.shape[0] for _, A in factors]
+        Bs = (left.s[:, None] * left.Vh).float().split(ranks, dim=1)
+        As = (right.s[:, None] * right.Vh).float().split(ranks, dim=1)
+        coordinates: list[Update] = [LowRankUpdate(A=A.T, B=B) for A, B in zip(As, Bs, strict=True)]
+        return Encoded(coordinates, left.U.float(), right.U.T.float())
 
     def low_rank(self, dense_coordinates: bool) -> bool:
         """Return True: rank sum(r_i) at most."""

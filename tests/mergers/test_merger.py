@@ -284,3 +284,11 @@ def test_factors_that_do_not_fit_the_dtype_are_refused(tmp_path):
     with pytest.raises(SheetbendError, match=r"dtype is torch\.int8"):
         merged.save(tmp_path / "out", dtype=torch.int8)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("trim", ["global", "local"])
+def test_ties_that_the_coefficients_would_hide_are_broken_all_the_same(trim):
+    one = Adapter({"m": DenseUpdate(torch.tensor([[2.0, -1.0, -1.0]]))}, "one")
+    two = Adapter({"m": DenseUpdate(torch.tensor([[-2.0, -1.0, -1.0]]))}, "two")
+    merged = Merger("full", Ties(density=1.0, trim=trim, aggregate="sum"), coefficients=[0.0, 1.0]).merge([one, two])
+    assert merged.dense()["m"].tolist() == [[-2.0, -1.0, -1.0]]
