@@ -1,6 +1,7 @@
-"""The command line: ``sheetbend fit | validate | test`` with YAML configs."""
+"""The command line: ``sheetbend fit | validate | test`` with YAML configs, and commands that need no model."""
 
 import contextlib
+import difflib
 import logging
 import os
 import signal
@@ -11,10 +12,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from launch.commands import COMMANDS, command
+
 PROGRAM = "sheetbend"
 USER_FAULT = 2
 EARLY = "\ninterrupted before the run began; nothing was lost, the same command starts again"
 INTERRUPTED = 130  # what shells report of a program that SIGINT ended
+BROKEN_PIPE = 141  # the same of SIGPIPE
 
 # Lightning's advice that does not hold here, by the start of its message.
 BENIGN_WARNINGS = (
@@ -31,6 +35,20 @@ BENIGN_WARNINGS = (
 )
 
 
+USAGE = """\
+usage: sheetbend COMMAND [options]
+
+Fine-tune LoRA adapters, merge them into one model, and see what merging kept.
+
+commands:
+"""
+FITTING = {
+    "fit": "Train one adapter a task, then test all variants.",
+    "validate": "Test on validation data.",
+    "test": "Test every variant on every task.",
+}
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; exit with status 2 and one line for what the user can fix.
 
@@ -43,7 +61,16 @@ def main(args: Sequence[str] | None = None) -> None:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # a class_path may name a module of the user's own, beside the command
     try:
-        _run(words)
+        if words in (["-h"], ["--help"]):
+            print(_help(), end="")
+        elif words and words[0] in COMMANDS:
+            _one_line_warnings()
+            command(words[0])(words[1:])
+        else:
+            _run(words)
+    except BrokenPipeError:  # whoever reads has seen enough: `sheetbend inspect ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(BROKEN_PIPE) from None
     except OSError as error:
         if error.filename is None or error.strerror is None:
             raise
@@ -54,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Let Ctrl-C end the process at once: imports take seconds, and some of them swallow a KeyboardInterrupt."""
 
     def leave(*_: object) -> NoReturn:
@@ -71,8 +98,20 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _help() -> str:
+    """Return what commands there are; none is imported."""
+    lines = [f"  {name:<10}{what}" for name, what in (*FITTING.items(), *((n, c[0]) for n, c in COMMANDS.items()))]
+    return USAGE + "\n".join(lines) + f"\n\n{PROGRAM} COMMAND --help says more.\n"
+
+
 def _run(words: list[str]) -> None:
-    with _interruptible():
+    if not words:
+        fail(f"no command; give one of {', '.join([*FITTING, *COMMANDS])}, or --help")
+    if not words[0].startswith("-") and words[0] not in FITTING:  # importing Lightning takes seconds
+        close = difflib.get_close_matches(words[0], [*FITTING, *COMMANDS], n=1)
+        guess = f" (did you mean {close[0]!r}?)" if close else ""
+        fail(f"unknown command {words[0]!r}{guess}; known: {', '.join([*FITTING, *COMMANDS])}")
+    with interruptible():
         from launch.lightning_cli import SheetbendCLI
         from mergers.errors import SheetbendError
 
@@ -93,4 +132,8 @@ def _quiet_libraries() -> None:
     """Leave the screen to our own output; warnings come through, on one line. Lightning sets both when imported."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    _one_line_warnings()
+
+
+def _one_line_warnings() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"{PROGRAM}: warning: {message}\n"

@@ -1,9 +1,10 @@
 """What a merge will take, before it is begun: memory by counting, time by a trial of one small piece."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -12,9 +13,12 @@ from mergers.output.truncation import rounding_error, truncate
 from mergers.spaces import Core, Full, KnOTS
 from mergers.updates import Adapter, DenseUpdate, LowRankUpdate, Update
 
-# The trial stays below these, so that it takes well under a second: steps of a QR, and entries over all tasks.
+# Trials grow from a share of these: steps of a QR, and entries over all tasks. None is begun that should end after
+# the time for them.
 _TRIAL_STEPS = 3e8
-_TRIAL_ENTRIES = 6e6
+_TRIAL_ENTRIES = 2e7
+_SMALLEST_TRIAL = 1 / 64
+_TRIAL_SECONDS = 1.0
 # What a disk writes in a second; only full models are large enough for this to count.
 _BYTES_A_SECOND = 4e8
 # What one module's counts of magnitudes take for one task, for a common width of the window that is counted.
@@ -71,6 +75,15 @@ class _Piece:
         return float(self.tasks * self.p * self.q)
 
 
+class _Trial(NamedTuple):
+    """What a trial took in seconds, and how large it was."""
+
+    aligning: float
+    rest: float
+    steps: float
+    entries: float
+
+
 def estimate(
     merger: Merger,
     adapters: Sequence[Adapter],
@@ -99,11 +112,12 @@ def estimate(
     else:
         written = sum(path.stat().st_size for path in Path(base_model).glob("*.safetensors"))
         kept = alignment
-    working = max(_working_bytes(merger, piece, rank, base_model is not None) for piece in pieces.values()) * workers
+    each = [_working_bytes(merger, piece, rank, base_model is not None) for piece in pieces.values()]
+    working = max(sum(each[start : start + workers]) for start in range(len(each)))  # neighbours are worked on together
     if _entrywise(merger):  # results of the pass that looks for thresholds, until they are summed
         working += _HISTOGRAM_BYTES * len(adapters) * (2 * workers + 2)
+    resident = resident_memory()
     seconds = _seconds(merger, adapters, pieces, rank, base_model is not None, dtype, workers) if trial else None
-    resident = resident_memory()  # after the trial, which has loaded the libraries that the work needs
     if seconds is not None:
         seconds += written * (2 if base_model is not None else 1) / _BYTES_A_SECOND
     largest = None if base_model is not None else max(saved.values())
@@ -173,17 +187,18 @@ def _working_bytes(merger: Merger, piece: _Piece, rank: int | None, full_model: 
     entrywise = _entrywise(merger)
     factored = merger.space.low_rank(dense_coordinates=entrywise)
     merging = 4 * entries if entrywise else 8 * 4 * piece.ranks * (piece.p + piece.q)
+    finishing = 0
     if merger.finish is not None:
-        merging += 8 * 4 * (entries if entrywise else piece.ranks * (piece.p + piece.q))
+        finishing = 8 * 4 * (entries if entrywise else piece.ranks * (piece.p + piece.q))
     if full_model:
         writing = 4 * piece.rows * piece.columns + 12 * min(piece.rows * piece.columns, 1 << 22)
     elif factored:  # the products and their rounding are computed in float64
         writing = 8 * 5 * sides * _saved_rank(merger, piece, None)
     elif rank is not None and 2 * (rank + 16) >= min(piece.rows, piece.columns):
         writing = 8 * 4 * piece.rows * piece.columns
-    else:  # the norm of the whole is summed in float64
-        writing = max(8 * piece.rows * piece.columns, 8 * 5 * sides * ((rank or 0) + 16))
-    return max(aligning, merging + writing)
+    else:  # the norm of the whole is summed in float64, rarely on all threads at once
+        writing = max(4 * piece.rows * piece.columns, 8 * 5 * sides * ((rank or 0) + 16))
+    return max(aligning, merging + max(finishing, writing))
 
 
 def _entrywise(merger: Merger) -> bool:
@@ -200,58 +215,100 @@ def _seconds(
     dtype: torch.dtype,
     workers: int,
 ) -> float:
-    """Time one module, cut small if it is large, and scale what it took to all modules.
+    """Time a module a thread, cut small, then less small while there is time, and scale what they took to all.
 
-    The alignment is scaled by the steps of its QR, (out + in) R^2 with R the sum of the ranks, all else by entries of
-    the coordinates. Each worker does a module at a time, so the sum is divided by their number.
+    The alignment is scaled by the steps of its QR, (out + in) R^2 with R the sum of the ranks. All else takes some time
+    for each module and some for each entry of the coordinates, by the line through the last two trials.
     """
-    # A module of middle size: the smallest costs little but its overhead.
-    module = sorted(pieces, key=lambda name: pieces[name].entries)[len(pieces) // 2]
-    updates = _cut([adapter[module] for adapter in adapters], merger)
-    tasks = [Adapter({module: update}, adapter.name) for adapter, update in zip(adapters, updates, strict=True)]
-    sizes = _piece(merger, updates)
+    by_size = sorted(pieces, key=lambda name: pieces[name].entries)
+    chosen = [by_size[(2 * index + 1) * len(by_size) // (2 * workers)] for index in range(workers)]
+    trials: list[_Trial] = []
+    started = time.perf_counter()
+    share = _SMALLEST_TRIAL
+    while True:
+        cut = {module: _cut([a[module] for a in adapters], merger, share / workers) for module in chosen}
+        sizes = [_piece(merger, updates) for updates in cut.values()]
+        tasks = [
+            Adapter({module: updates[index] for module, updates in cut.items()}, adapter.name)
+            for index, adapter in enumerate(adapters)
+        ]
+        aligning, rest = _timed(merger, tasks, rank, full_model, dtype)
+        if share < 1 and aligning + rest < _TRIAL_SECONDS / 4:  # the first call loads libraries
+            aligning, rest = min((aligning, rest), _timed(merger, tasks, rank, full_model, dtype), key=sum)
+        trials.append(_Trial(aligning, rest, _total(sizes, "alignment_steps"), _total(sizes, "entries")))
+        if share == 1 or all(size == pieces[module] for module, size in zip(chosen, sizes, strict=True)):
+            break
+        left = _TRIAL_SECONDS - (time.perf_counter() - started)
+        share = _next_share(trials, share, left)
+        if share is None:
+            break
+    last, before = trials[-1], trials[-2] if len(trials) > 1 else trials[-1]
+    steps = _total(pieces.values(), "alignment_steps") / max(last.steps, 1.0)
+    each = last.rest / max(last.entries, 1.0)
+    if last.entries > 1.5 * before.entries:
+        each = min(max((last.rest - before.rest) / (last.entries - before.entries), 0.0), each)
+    module = (last.rest - each * last.entries) / workers
+    return last.aligning * steps + module * len(pieces) + each * _total(pieces.values(), "entries")
+
+
+def _next_share(trials: Sequence[_Trial], share: float, left: float) -> float | None:
+    """Return how large the next trial may be to end in the time that is left, or None."""
+    last, before = trials[-1], trials[-2] if len(trials) > 1 else trials[-1]
+    now, then = last.aligning + last.rest, before.aligning + before.rest
+    # What does not grow with the size is known from the second trial on; of the first, most does not.
+    if len(trials) > 1:
+        growing = max(now - then, 0.0) / max(1 - before.entries / max(last.entries, 1.0), 0.1)
+    else:
+        growing = now / 4
+    for larger in (1.0, 1 / 4, 1 / 16):
+        if larger > share and now + growing * (larger / share - 1) <= left:
+            return larger if len(trials) > 1 else min(larger, 1 / 16)
+    return None
+
+
+def _timed(
+    merger: Merger, adapters: Sequence[Adapter], rank: int | None, full_model: bool, dtype: torch.dtype
+) -> tuple[float, float]:
+    """Return the seconds that the alignment of small adapters takes, and all else."""
 
     def then(_: str, update: Update) -> None:
         if full_model:
             update.dense()
             return
-        if rank is not None:
-            update = truncate(update, min(rank, *update.shape)).update if len(update.shape) == 2 else update
+        if rank is not None and len(update.shape) == 2:
+            update = truncate(update, min(rank, *update.shape)).update
         if isinstance(update, LowRankUpdate):
             rounding_error(update, dtype)
 
-    def once() -> tuple[float, float]:
-        marks = [time.perf_counter()]
+    def note(stage: str, done: int, total: int) -> None:
+        if stage == "align":
+            aligned.append(time.perf_counter())
 
-        def note(stage: str, done: int, total: int) -> None:
-            if stage == "align":
-                marks.append(time.perf_counter())
-
-        for update in updates:
-            update.content_hash()
-        hashed = time.perf_counter()
-        list(merger.stream(tasks, same_base=True, progress=note, then=then))
-        aligned = marks[-1] - hashed if len(marks) > 1 else 0.0
-        return aligned, time.perf_counter() - marks[0] - aligned
-
-    aligning, rest = once()
-    if aligning + rest < 0.6:  # the first call loads libraries
-        aligning, rest = once()
-    steps = sum(piece.alignment_steps for piece in pieces.values()) / max(sizes.alignment_steps, 1.0)
-    entries = sum(piece.entries for piece in pieces.values()) / max(sizes.entries, 1.0)
-    return (aligning * steps + rest * entries) / workers
+    started = time.perf_counter()
+    for adapter in adapters:
+        adapter.content_hash()
+    aligned = [time.perf_counter()]
+    begun = aligned[0]
+    for _ in merger.stream(adapters, same_base=True, progress=note, then=then):
+        pass
+    aligning = aligned[-1] - begun
+    return aligning, time.perf_counter() - started - aligning
 
 
-def _cut(updates: Sequence[Update], merger: Merger) -> list[Update]:
-    """Return the updates with fewer rows and columns, or of lower rank, if a trial of the whole would take long."""
+def _total(pieces: Iterable[_Piece], what: str) -> float:
+    return sum(getattr(piece, what) for piece in pieces)
+
+
+def _cut(updates: Sequence[Update], merger: Merger, share: float) -> list[Update]:
+    """Return the updates with fewer rows and columns, or of lower rank, to fit a share of the largest trial."""
     step, thin = 1, 1
     while True:
         sizes = _piece(merger, [_thinned(update, step, thin, sketch=True) for update in updates])
-        if sizes.entries > _TRIAL_ENTRIES:
-            step *= 2
-        elif merger.space.costly and sizes.alignment_steps > _TRIAL_STEPS:
+        if sizes.entries > _TRIAL_ENTRIES * share:
+            step += 1
+        elif merger.space.costly and sizes.alignment_steps > _TRIAL_STEPS * share:
             low_rank = all(isinstance(update, LowRankUpdate) for update in updates)
-            step, thin = (step, 2 * thin) if low_rank and sizes.ranks > sizes.tasks else (2 * step, thin)
+            step, thin = (step, 2 * thin) if low_rank and sizes.ranks > sizes.tasks else (step + 1, thin)
         else:
             return [_thinned(update, step, thin) for update in updates]
 

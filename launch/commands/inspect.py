@@ -1,0 +1,312 @@
+"""``sheetbend inspect``: what adapters are, and what merging them would do."""
+
+import csv
+import json
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch import cli
+from launch.commands.adapters import in_words_of_options, load, sources
+from launch.commands.words import Parser
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mergers import Adapter
+    from mergers.analysis import Analysis
+
+DESCRIPTION = """\
+Say what adapters are, and what merging them would do. All numbers are exact; nothing is written.
+
+  sheetbend inspect runs/a runs/b runs/c
+"""
+EPILOG = """\
+what the numbers mean:
+  effective rank  exp of the entropy of the squared singular values, which sum to one, averaged over the modules: how
+                  many directions an update uses, whatever its rank is
+  cosine          of the angle between two updates, as one long vector each: 1 the same, 0 unrelated, -1 opposed
+  inputs, outputs overlap of the directions that two updates read from, and write to: mean squared cosine of the
+                  principal angles, 0 orthogonal, 1 the same; after "by chance" what random directions have
+  sign conflict   fraction of the entries where the signs differ: 50 % if unrelated; "weighted" by the product of the
+                  magnitudes
+"""
+INTERRUPTED = "\ninterrupted"
+
+
+def parser() -> Parser:
+    """Return the parser of all options."""
+    result = Parser("inspect", DESCRIPTION, EPILOG)
+    result.add_argument(
+        "adapters",
+        nargs="+",
+        metavar="ADAPTER",
+        help="PEFT folder, hub id or .pt file of KnOTS, with or without NAME= before it",
+    )
+    result.add_argument("--names", nargs="+", metavar="NAME", help="names of the adapters; the folders' own by default")
+    result.add_argument("--base", metavar="CHECKPOINT", help="full checkpoint before training, for full checkpoints")
+    result.add_argument("--modules", nargs="+", metavar="NAME", help="take only these modules of full checkpoints")
+    result.add_argument("--by-layer", action="store_true", help="show each module too")
+    result.add_argument("--csv", metavar="FILE", help="write all numbers of all modules as a table")
+    result.add_argument("--json", metavar="FILE", help="write all numbers as JSON")
+    result.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    return result
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the command on its words."""
+    options = parser().read(words)
+    wanted = sources(options.adapters, getattr(options, "names", None))
+    for name in ("csv", "json"):
+        path = Path(getattr(options, name, "."))
+        if name in options and (path.is_dir() or not path.parent.is_dir()):
+            cli.fail(f"--{name} {path} cannot be written: give a file in a folder that exists")
+    with cli.interruptible():
+        from mergers.errors import SheetbendError
+    try:
+        _run(options, wanted)
+    except SheetbendError as error:
+        cli.fail(in_words_of_options(str(error)))
+    except KeyboardInterrupt:
+        print(INTERRUPTED, flush=True)
+        raise SystemExit(cli.INTERRUPTED) from None
+
+
+def _run(options: Namespace, wanted: Sequence[Any]) -> None:
+    from launch.commands.screen import console, progress
+    from mergers.adapters import align
+    from mergers.analysis import analyse
+
+    screen = console("quiet" in options)
+    adapters = load(wanted, getattr(options, "base", None), getattr(options, "modules", None))
+    adapters = align(adapters) if len(adapters) > 1 else adapters
+    if screen.is_terminal:
+        with progress(screen) as report:
+            found = analyse(adapters, report)
+    else:
+        found = analyse(adapters)
+    if not screen.quiet:
+        show_all(screen, adapters, found, by_layer="by_layer" in options)
+    _write(options, adapters, found)
+
+
+def show_all(screen: "Console", adapters: "Sequence[Adapter]", found: "Analysis", by_layer: bool = False) -> None:
+    """Print tables of the adapters and of each two, and what they mean."""
+    from launch.commands.report import base_lines
+    from launch.commands.screen import show
+
+    show(screen, _own_table(adapters, found))
+    screen.print()
+    for line in base_lines(adapters):
+        screen.print(line)
+    tables = [_pair_table(found)] if found.pairs else []
+    for each in [*tables, *(_layer_tables(found) if by_layer else [])]:
+        screen.print()
+        show(screen, each)
+    screen.print()
+    for note in dict.fromkeys(note for adapter in adapters for note in adapter.metadata.get("notes", [])):
+        screen.print(f"note: {note}")
+    if found.skipped:
+        screen.print(
+            f"note: {len(found.skipped)} modules are not in all adapters in one shape, and not compared: "
+            f"{', '.join(found.skipped[:3])}{' ...' if len(found.skipped) > 3 else ''}"
+        )
+    for line in meaning(found):
+        screen.print(line)
+
+
+def _own_table(adapters: "Sequence[Adapter]", found: "Analysis") -> Any:
+    from launch.commands.report import adapter_table
+
+    more = {
+        "eff. rank": [_number(found.effective_rank(adapter.name), ".1f") for adapter in adapters],
+        "norm": [f"{found.norm(adapter.name):.4g}" for adapter in adapters],
+        "content": [adapter.content_hash()[:8] for adapter in adapters],
+    }
+    return adapter_table(adapters, more)
+
+
+def _pair_table(found: "Analysis") -> Any:
+    from launch.commands.screen import table
+
+    columns = ("cosine", "inputs\n(by chance)", "outputs\n(by chance)", "sign\nconflict", "weighted\nconflict")
+    result = table("pair", *columns)
+    for pair in found.pairs:
+        result.add_row(
+            f"{pair.first}, {pair.second}",
+            f"{pair.cosine:.3f}",
+            _overlap(pair.inputs, pair.inputs_by_chance),
+            _overlap(pair.outputs, pair.outputs_by_chance),
+            f"{pair.sign_conflict:.1%}",
+            f"{pair.weighted_conflict:.1%}",
+        )
+    return result
+
+
+def _overlap(value: float | None, chance: float | None) -> str:
+    return "" if value is None or chance is None else f"{value:.3f} ({chance:.3f})"
+
+
+def _layer_tables(found: "Analysis") -> Iterator[Any]:
+    """Yield a table of the modules of all adapters, and one of those of all pairs together."""
+    from launch.commands.screen import table
+
+    own = table("module", "adapter", "rank", "eff. rank", "norm", left=2)
+    for module in dict.fromkeys(module for modules in found.adapters.values() for module in modules):
+        shown = module
+        for name, modules in found.adapters.items():
+            if module in modules:
+                facts = modules[module]
+                own.add_row(shown, name, str(facts.rank), _number(facts.effective_rank, ".1f"), f"{facts.norm:.4g}")
+                shown = ""
+    yield own
+    if found.pairs:
+        pairs = table("module", "pair", "cosine", "inputs", "outputs", "signs", "weighted", left=2)
+        for module in found.pairs[0].modules:
+            shown = module
+            for pair in found.pairs:
+                row = _pair_row(found, pair, module)
+                pairs.add_row(
+                    shown,
+                    f"{pair.first}, {pair.second}",
+                    f"{row['cosine']:.3f}",
+                    _number(row["inputs"], ".3f"),
+                    _number(row["outputs"], ".3f"),
+                    f"{row['sign_conflict']:.1%}",
+                    f"{row['weighted_conflict']:.1%}",
+                )
+                shown = ""
+        yield pairs
+
+
+def _pair_row(found: "Analysis", pair: Any, module: str) -> dict[str, Any]:
+    """Return the numbers of one module of two adapters, as a table has them."""
+    facts = pair.modules[module]
+    norms = found.adapters[pair.first][module].norm * found.adapters[pair.second][module].norm
+    return {
+        "cosine": facts.dot / norms if norms else 0.0,
+        "inputs": facts.inputs,
+        "outputs": facts.outputs,
+        "inputs_by_chance": facts.inputs_by_chance,
+        "outputs_by_chance": facts.outputs_by_chance,
+        "sign_conflict": facts.conflicts / facts.entries if facts.entries else 0.0,
+        "weighted_conflict": facts.conflicting_mass / facts.mass if facts.mass else 0.0,
+    }
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def meaning(found: "Analysis") -> list[str]:
+    """Return what the numbers mean for merging, in a few lines of words."""
+    if not found.pairs:
+        return ["One adapter by itself; give two or more to see how they get on."]
+    lines = []
+    pairs = sorted(found.pairs, key=lambda pair: pair.cosine)
+    low, high = pairs[0], pairs[-1]
+    if low.cosine < -0.05:
+        lines.append(
+            f"{low.first} and {low.second} pull against each other (cosine {low.cosine:.2f}): their sum cancels part "
+            "of both, and electing signs (Ties) keeps one side of each entry."
+        )
+    elif high.cosine <= 0.05:
+        lines.append(
+            "The updates are nearly orthogonal: a sum with coefficient 1 keeps each whole, and a mean shrinks each to "
+            f"1/{len(found.adapters)} of it."
+        )
+    elif low.cosine >= 0.5:
+        lines.append("The updates largely agree: a mean keeps most of each, and a sum overshoots.")
+    else:
+        lines.append(
+            f"The updates agree in part (cosine {low.cosine:.2f} to {high.cosine:.2f}): a sum overshoots where they "
+            "agree, so coefficients below 1 are worth a search."
+        )
+    lines.append(_meaning_of_overlap(found))
+    norms = {name: found.norm(name) for name in found.adapters}
+    least, most = min(norms, key=norms.get), max(norms, key=norms.get)
+    if norms[least] == 0:
+        lines.append(f"{least} changes nothing: its norm is 0.")
+    elif norms[most] > 2 * norms[least]:
+        lines.append(
+            f"{most} is {norms[most] / norms[least]:.1f} times as large as {least} and will dominate; coefficients can "
+            "even this out."
+        )
+    return [line for line in lines if line]
+
+
+def _meaning_of_overlap(found: "Analysis") -> str:
+    """Return what the overlap of subspaces says of alignment."""
+    sides = []
+    for side in ("inputs", "outputs"):
+        known = [p for p in found.pairs if getattr(p, side) is not None]
+        if known:
+            overlap = sum(getattr(p, side) for p in known) / len(known)
+            chance = sum(getattr(p, f"{side}_by_chance") for p in known) / len(known)
+            # The share of what chance leaves over.
+            sides.append((side, (overlap - chance) / (1 - chance) if chance < 1 else 0.0))
+    if not sides:
+        return ""
+    shared = [side for side, above in sides if above > 0.1]
+    if shared:
+        return (
+            f"They share {' and '.join(shared)} well beyond chance: there the tasks interfere, and an aligned space "
+            "(knots, core) brings what they share together."
+        )
+    return "They hardly share directions beyond chance: little interferes, and an aligned space has little to align."
+
+
+def _write(options: Namespace, adapters: "Sequence[Adapter]", found: "Analysis") -> None:
+    """Write all numbers to the files that were asked for."""
+    from mergers.errors import SheetbendError
+    from mergers.files import atomic_write
+
+    for name, write in (("json", _write_json), ("csv", _write_csv)):
+        if name in options:
+            path = Path(getattr(options, name))
+            try:
+                with atomic_write(path) as temporary:
+                    write(temporary, adapters, found)
+            except OSError as error:
+                raise SheetbendError(f"--{name} {path} cannot be written: {error.strerror or error}") from None
+
+
+def _write_json(path: Path, adapters: "Sequence[Adapter]", found: "Analysis") -> None:
+    content = {
+        "adapters": [
+            {
+                "name": adapter.name,
+                "source": adapter.metadata.get("path"),
+                "base_model": adapter.base_model,
+                "dtype": adapter.metadata.get("dtype"),
+                "heads": sorted(adapter.heads),
+                "norm": found.norm(adapter.name),
+                "effective_rank": found.effective_rank(adapter.name),
+                "content_hash": adapter.content_hash(),
+                "modules": {module: asdict(facts) for module, facts in found.adapters[adapter.name].items()},
+            }
+            for adapter in adapters
+        ],
+        "pairs": [asdict(pair) for pair in found.pairs],
+        "not_compared": found.skipped,
+        "meaning": meaning(found),
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_csv(path: Path, adapters: "Sequence[Adapter]", found: "Analysis") -> None:
+    """Write a row for each module of each adapter, and for each module of each pair."""
+    names = ("module", "first", "second", "rank", "scale", "norm", "effective_rank", "cosine", "inputs")
+    names += ("inputs_by_chance", "outputs", "outputs_by_chance", "sign_conflict", "weighted_conflict")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.DictWriter(file, names)
+        rows.writeheader()
+        for adapter in adapters:
+            for module, facts in found.adapters[adapter.name].items():
+                rows.writerow({"module": module, "first": adapter.name, **asdict(facts)})
+        for pair in found.pairs:
+            for module in pair.modules:
+                both = {"module": module, "first": pair.first, "second": pair.second}
+                rows.writerow({**both, **_pair_row(found, pair, module)})
