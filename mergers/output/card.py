@@ -12,7 +12,7 @@ tags:
 ---
 # {title}
 
-{count} LoRA adapters of {base_name}, merged by [Sheetbend](https://pypi.org/project/sheetbend/) into {what}:
+{count} LoRA adapters of {base_name}, merged by Sheetbend into {what}:
 
     {merger}
 
