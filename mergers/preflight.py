@@ -165,8 +165,12 @@ def _piece(merger: Merger, updates: Sequence[Update]) -> _Piece:
 
 def _saved_rank(merger: Merger, piece: _Piece, rank: int | None) -> int:
     """Return the largest rank that a saved module can have."""
-    # A weighted sum that is not aligned keeps all factors side by side.
-    largest = min(piece.p, piece.q) if merger.space.costly else piece.ranks
+    if not merger.space.costly:  # a weighted sum keeps all factors side by side
+        largest = piece.ranks
+    elif isinstance(merger.space, KnOTS):  # it has one basis, whatever the other side's size is
+        largest = piece.p if merger.space.concatenate == "inputs" else piece.q
+    else:
+        largest = min(piece.p, piece.q)
     return max(largest if rank is None else min(rank, largest, piece.rows, piece.columns), 1)
 
 

@@ -1,6 +1,7 @@
 import torch
 
 from lightning_modules.text_heads import cached_class_vectors, class_prompts, class_vectors
+from mergers.files import cache_folder
 
 
 def encode(texts):
