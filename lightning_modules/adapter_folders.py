@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from mergers import SheetbendError, load_adapter
 from mergers.adapters.kinds import kind_of
-from mergers.files import atomic_folder
+from mergers.files import atomic_folder, write_safetensors
 from mergers.models import match_parameters
-from mergers.output.folder import write_tensors
 
 HEAD_FILE = "head.safetensors"
 METRICS_FILE = "metrics.json"
@@ -100,10 +99,8 @@ def write_adapter(model: PeftModel, task: str, folder: Path, head: dict[str, Ten
     if not isinstance(config.target_modules, str):  # a set, which would be written in another order each time
         config.target_modules = sorted(config.target_modules)
     with atomic_folder(folder) as temporary:
-        write_tensors(
-            {k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / "adapter_model.safetensors"
-        )
+        write_safetensors(state, temporary / "adapter_model.safetensors")
         config.save_pretrained(temporary)
         if head:
-            write_tensors({k: v.detach().cpu().contiguous() for k, v in head.items()}, temporary / HEAD_FILE)
+            write_safetensors(head, temporary / HEAD_FILE)
         (temporary / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")

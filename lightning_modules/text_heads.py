@@ -7,7 +7,6 @@ A class vector is the mean of the normalised embeddings of its prompts, normalis
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file

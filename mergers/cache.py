@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mergers.errors import SheetbendError
-from mergers.files import atomic_write, cache_folder
+from mergers.files import atomic_write, cache_folder, write_safetensors
 from mergers.hashing import Digest
 from mergers.spaces.base import Encoded, Space
 from mergers.updates import DenseUpdate, LowRankUpdate, Update
@@ -126,7 +125,7 @@ class AlignmentCache:
         data, metadata = content
         try:
             with atomic_write(path) as temporary:
-                save_file({_DATA: data}, temporary, metadata=metadata)
+                write_safetensors({_DATA: data}, temporary, metadata)
                 written = temporary.stat().st_size
             with self._lock:
                 self._size = self.size() if self._size is None else self._size + written

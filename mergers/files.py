@@ -1,11 +1,15 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from safetensors import SafetensorError, TensorSpec, serialize_file
+from torch import Tensor
 
 
 def cache_folder(name: str) -> Path:
@@ -55,3 +59,40 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_safetensors(
+    tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as a safetensors file that others may read too; ``safetensors.torch`` would need numpy for it.
+
+    Args:
+        tensors: Any device and layout; two that share memory are written twice.
+        path: The file.
+        metadata: Kept in the header, ``{"format": "pt"}`` by default.
+
+    Raises:
+        OSError: It cannot be written; it carries the path.
+    """
+    held = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    specs = {
+        name: TensorSpec(
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=list(tensor.shape),
+            data_ptr=tensor.data_ptr(),
+            data_len=tensor.numel() * tensor.element_size(),
+        )
+        for name, tensor in held.items()
+    }
+    try:
+        serialize_file(specs, str(path), dict(metadata or {"format": "pt"}))
+    except SafetensorError as error:
+        full = "No space left" in str(error) or "os error 28" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, _reason(error), str(path)) from None
+    Path(path).chmod(0o644)  # safetensors leaves it to the owner alone
+
+
+def _reason(error: SafetensorError) -> str:
+    """Return why a file cannot be written, without what safetensors puts around it."""
+    text = " ".join(str(error).split())
+    return os.strerror(errno.ENOSPC) if "os error 28" in text else f"cannot be written ({text})"

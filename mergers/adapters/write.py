@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mergers.adapters.kinds import kind_of, lying_shape
 from mergers.adapters.names import PEFT_PREFIX
 from mergers.adapters.peft import CONFIG_FILE, WEIGHTS_FILE
 from mergers.errors import SheetbendError
-from mergers.files import atomic_folder
+from mergers.files import atomic_folder, write_safetensors
 from mergers.functional.linalg import all_finite
 from mergers.updates import Adapter, LowRankUpdate
 
@@ -59,8 +58,7 @@ def save_adapter(adapter: Adapter, path: str | Path, dtype: torch.dtype | None =
         tensors.update(factors)
         ranks[module] = next(iter(factors.values())).shape[0]
     with atomic_folder(path) as folder:
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors lets no one else read what it writes
+        write_safetensors(tensors, folder / WEIGHTS_FILE)
         text = json.dumps(peft_config(adapter, ranks), indent=2)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -88,10 +86,8 @@ def peft_tensors(adapter: Adapter, module: str, dtype: torch.dtype) -> dict[str,
         A = A.reshape(lying_shape(tuple(A.shape), kind))
         B = B.reshape(*B.shape, *(1 for _ in kind["conv"]))
     names = ("lora_embedding_A", "lora_embedding_B") if kind == "embedding" else ("lora_A.weight", "lora_B.weight")
-    # clone: factors that two modules share would be refused by safetensors
     return {
-        f"{PEFT_PREFIX}{module}.{name}": factor.to("cpu", dtype).contiguous().clone()
-        for name, factor in zip(names, (A, B), strict=True)
+        f"{PEFT_PREFIX}{module}.{name}": factor.to("cpu", dtype) for name, factor in zip(names, (A, B), strict=True)
     }
 
 

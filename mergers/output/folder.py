@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mergers.adapters.checks import align
@@ -19,7 +17,7 @@ from mergers.adapters.names import listed
 from mergers.adapters.peft import CONFIG_FILE, WEIGHTS_FILE
 from mergers.adapters.write import peft_config, peft_tensors
 from mergers.errors import SheetbendError
-from mergers.files import atomic_folder
+from mergers.files import atomic_folder, write_safetensors
 from mergers.output.card import model_card
 from mergers.output.model_folder import ModelPatch, copy_model, find_places
 from mergers.output.summary import MergeSummary, ModuleNumbers, adapter_facts
@@ -187,7 +185,7 @@ def _write_factors(
         modules[module] = numbers
     ranks = {module: numbers.rank for module, numbers in modules.items()}
     config = peft_config(Adapter(like, name="merged", **facts), ranks)
-    write_tensors(tensors, folder / WEIGHTS_FILE)
+    write_safetensors(tensors, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return modules
 
@@ -196,8 +194,7 @@ def _write_rest(folder: Path, summary: MergeSummary, heads: Mapping[str, Mapping
     """Write the tasks' heads, one file a task, and what says how the merge was made."""
     for task, tensors in heads.items():
         (folder / HEADS_FOLDER).mkdir(exist_ok=True)
-        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        write_tensors(copies, folder / HEADS_FOLDER / f"{task}.safetensors")
+        write_safetensors(tensors, folder / HEADS_FOLDER / f"{task}.safetensors")
     (folder / "README.md").write_text(model_card(summary), encoding="utf-8")
     (folder / MERGE_FILE).write_text(json.dumps(summary.as_dict(), indent=2) + "\n", encoding="utf-8")
 
@@ -272,12 +269,3 @@ def heads_of(adapters: Sequence[Adapter]) -> dict[str, dict[str, Tensor]]:
                 f"task {task!r} cannot name the file of its head; give it a name of letters and digits"
             )
     return heads
-
-
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file; a full disk is an OSError that names the file."""
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-        path.chmod(0o644)  # safetensors leaves it to the owner alone
-    except SafetensorError as error:
-        raise OSError(getattr(error, "errno", None) or 5, f"cannot be written ({error})", str(path)) from None

@@ -237,7 +237,7 @@ def test_a_save_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
     def fail(*args, **options):
         raise OSError("disk full")
 
-    monkeypatch.setattr("mergers.adapters.write.save_file", fail)
+    monkeypatch.setattr("mergers.adapters.write.write_safetensors", fail)
     [other] = random_adapters(1, seed=5)
     with pytest.raises(OSError, match="disk full"):
         save_adapter(other, tmp_path / "merged")

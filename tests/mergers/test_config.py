@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -96,3 +97,22 @@ def test_import_is_light():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"lightning", "transformers", "peft"}
     assert not heavy & set(eval(done.stdout))
+
+
+def test_numpy_is_not_needed(tmp_path):
+    code = """
+import sys
+sys.modules["numpy"] = None  # an import of it fails
+import torch
+from mergers import *
+from mergers.cache import AlignmentCache
+updates = {"layer": LowRankUpdate(torch.ones(2, 5), torch.ones(4, 2))}
+merger = Merger("knots", "ties")
+adapters = [Adapter(updates, name) for name in "ab"]
+merger.merge(adapters, encode=AlignmentCache("cache").encoder(merger.space)).save("merged")
+torch.testing.assert_close(load_adapter("merged")["layer"].dense(), adapters[0]["layer"].dense())
+"""
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], check=True, cwd=tmp_path, env={"PYTHONPATH": str(root)}
+    )
