@@ -338,3 +338,18 @@ def test_wudi_steps_lead_to_the_exact_solution():
     start = Merger("full", "task_arithmetic").merge(adapters)["layer"].dense()
     near = Merger("full", Wudi(steps=3000, lr=1e-4)).merge(adapters)["layer"].dense()
     assert (near - exact).norm() < 0.1 * (start - exact).norm()
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_bytes_do_not_depend_on_the_number_of_threads(method):
+    adapters = random_adapters(3, {f"layers.{index}": (160, 150) for index in range(4)}, ranks=20)
+    merger = Merger("core", method, finish=None if method.entrywise else Iso())
+    before = torch.get_num_threads()
+    hashes = set()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            hashes.add(merger.merge(adapters).content_hash())
+    finally:
+        torch.set_num_threads(before)
+    assert len(hashes) == 1
