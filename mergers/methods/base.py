@@ -189,9 +189,11 @@ def common_frame(updates: Sequence[Update]) -> CommonFrame:
 
     Singular values stay as they are, and a matrix of (R, R) is cheap to decompose.
     """
-    factors = [(B.double(), A.double()) for B, A in (update.factors() for update in updates)]
     rows, columns = updates[0].shape
-    rank = sum(len(A) for _, A in factors)
+    rank = sum(update.rank for update in updates)
+    if rank >= max(rows, columns) and not are_low_rank(updates):
+        return CommonFrame(None, [update.dense().double() for update in updates], None)
+    factors = [(B.double(), A.double()) for B, A in (update.factors() for update in updates)]
     left = torch.linalg.qr(torch.cat([B for B, _ in factors], dim=1)).Q if rank < rows else None
     right = torch.linalg.qr(torch.cat([A for _, A in factors]).T).Q.T if rank < columns else None
     cores = [(B if left is None else left.T @ B) @ (A if right is None else A @ right.T) for B, A in factors]
