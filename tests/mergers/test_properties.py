@@ -163,6 +163,18 @@ def test_results_are_low_rank_where_the_merger_says_so(space, method):
         assert update.rank <= 6
 
 
+# Adam turns the rounding of gradients near zero into whole steps.
+@pytest.mark.parametrize("method", [method for method in METHODS if method != ADAM], ids=str)
+@pytest.mark.parametrize("steps", [{}, {"transforms": [Star(70)], "finish": Iso()}], ids=["alone", "star-iso"])
+def test_dense_updates_give_what_low_rank_ones_do(method, steps):
+    adapters = random_adapters(3, {"wide": (7, 12), "tall": (13, 8)}, ranks=3)
+    dense = [Adapter({m: DenseUpdate(u.dense()) for m, u in a.items()}, a.name, "base") for a in adapters]
+    merger = Merger("full", method, coefficients=[0.5, 1.0, 0.8], **steps)
+    merged = merger.merge(dense)
+    assert all(isinstance(update, DenseUpdate) for update in merged.values())
+    assert_same(merged.dense(), merger.merge(adapters).dense(), 1e-4)
+
+
 @everywhere()
 def test_zero_adapters_give_zero(space, method):
     adapters = times(random_adapters(3), 0.0)
