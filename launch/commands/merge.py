@@ -203,7 +203,8 @@ def _run(options: Namespace, layer: Layer) -> None:
     wanted = sources(options.adapters, getattr(options, "names", None))
     output = Path(options.output) if "output" in options else None
     if output is not None:
-        check_output(output, local_paths(wanted, value_of(options, "into"), value_of(options, "base")), options)
+        inputs = local_paths(wanted, value_of(options, "into"), value_of(options, "base"))
+        check_output(output, inputs, value_of(options, "overwrite", False))
     _Merge(options, merger, wanted, output).run()
 
 

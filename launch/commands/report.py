@@ -30,19 +30,21 @@ def preflight(screen: Console, plan: Any, adapters: "Sequence[Adapter]", estimat
     for line in base_lines(adapters):
         screen.print(line)
     screen.print()
-    where = "" if plan.output is None else f", to {plan.output}"
     if plan.into is not None:
-        result = f"a full model like {plan.into}, {size(estimate.written)}{where}"
+        result = f"a full model like {plan.into}, {size(estimate.written)}"
     else:
         rank = f"rank {estimate.rank}, the best approximation" if plan.rank is not None else f"rank {estimate.rank}"
         exact = "" if plan.rank is not None else " at most, exact"
         dtype = str(plan.dtype_of(adapters)).removeprefix("torch.")
-        result = f"a LoRA adapter of {rank}{exact}, {dtype}, {size(estimate.written)}{where}"
+        result = f"a LoRA adapter of {rank}{exact}, {dtype}, {size(estimate.written)}"
     threads = torch.get_num_threads()
     where = f" on {plan.device}" if plan.device is not None else f" on {threads} thread{'s' * (threads > 1)}"
     time = "" if estimate.seconds is None else f", time {_about(estimate.seconds)}{where}"
     expected = f"peak memory {size(estimate.peak)}{time}"
-    show(screen, facts(("merge", str(plan.merger)), ("result", result), ("expected", expected)))
+    rows = [("merge", str(plan.merger)), ("result", result)]
+    if plan.output is not None:
+        rows.append(("output", str(plan.output)))
+    show(screen, facts(*rows, ("expected", expected)))
     for note in adapters[0].metadata.get("notes", [])[:_LONGEST_NOTES]:
         screen.print(f"note: {note}")
     screen.print()
@@ -107,14 +109,13 @@ def summary(screen: Console, done: "MergeSummary", adapters: "Sequence[Adapter]"
         rows.append(("error", _errors(done)))
     else:
         rows.insert(0, ("modules", f"{len(done.modules)} changed in a copy of the full model"))
-        rows.append(("error", f"{done.rounding_error:.2e} by rounding to the model's dtype"))
+        rows.append(("error", _rounding(done.rounding_error, "the model's dtype")))
     if done.heads:
         rows.append(("heads", f"kept beside it, not merged: {', '.join(done.heads)}"))
     peak = peak_memory()
     rows.append(("took", duration(seconds) + (f", peak memory {size(peak)}" if peak else "")))
     rows.append(("written", done.path))
-    base = next((facts["base_model"] for facts in done.adapters if facts["base_model"]), None)
-    rows.append(("load it", _how_to_load(done, base)))
+    rows.append(("load it", _how_to_load(done)))
     screen.print()
     show(screen, facts(*rows))
     for note in done.notes:
@@ -135,16 +136,19 @@ def _norms(adapters: "Sequence[Adapter]") -> list[tuple[str, float]]:
 
 def _errors(done: "MergeSummary") -> str:
     """Return what truncation and rounding have cost, relative to the whole."""
-    rounding = f"{done.rounding_error:.1e} by rounding to {done.settings['dtype']}"
+    rounding = _rounding(done.rounding_error, done.settings["dtype"])
     if done.settings.get("rank") is None:
         return f"none by truncation, {rounding}"
     worst = ", ".join(f"{module} {error:.1%}" for module, error in done.worst(1))
     return f"{done.truncation_error:.2%} by truncation to rank {done.settings['rank']} (largest: {worst}), {rounding}"
 
 
-def _how_to_load(done: "MergeSummary", base: str | None) -> str:
+def _rounding(error: float, dtype: str) -> str:
+    return f"{error:.1e} by rounding to {dtype}" if error else "none by rounding"
+
+
+def _how_to_load(done: "MergeSummary") -> str:
     """Return the call of the library that reads the result."""
     if done.ranks is None:
-        return f'the base model\'s class: from_pretrained("{done.path}")'
-    onto = f", with {base} as base_model" if base else ""
-    return f'PeftModel.from_pretrained(base_model, "{done.path}"){onto}'
+        return f'from_pretrained("{done.path}"), as the base model is loaded'
+    return f'PeftModel.from_pretrained(base_model, "{done.path}")'

@@ -175,8 +175,11 @@ def _typed(option: str, cls: type, values: Mapping[str, str]) -> dict[str, Any]:
 
 def _reason(message: str) -> str:
     """Return what jsonargparse says of one field, such as ``density: expected float, not 'many'``."""
-    match = re.match(r"Parser key \"(\w+)\":\s*Expected a <class '(\w+)'>. Got value: (.*)", message, flags=re.S)
-    return f"{match[1]}: expected {match[2]}, not {match[3]!r}" if match else one_line(message).removeprefix("--")
+    match = re.match(r'Parser key "(\w+)":\s*Expected a (.*?)\. Got value: (.*)', message, flags=re.S)
+    if match is None:
+        return one_line(message).removeprefix("--")
+    kind = re.sub(r"<class '(\w+)'>|typing\.Literal\[(.*)\]", lambda found: found[1] or f"one of {found[2]}", match[2])
+    return f"{match[1]}: expected {kind}, not {match[3]!r}"
 
 
 def _refuse(message: str) -> NoReturn:
