@@ -122,7 +122,7 @@ class Analysis:
 def analyse(adapters: Sequence[Adapter], progress=None) -> Analysis:
     """Measure adapters one by one and in pairs, exactly, from their factors.
 
-    Signs are compared block by block, in one sweep for all pairs; no update is ever dense as a whole.
+    Signs are compared block by block, in one sweep for all pairs; low-rank updates are never dense as a whole.
 
     Args:
         adapters: With distinct names. They need not fit together: pairs are over the modules that all have.
@@ -209,17 +209,23 @@ def _facts(update: Update, svd: SVD | None) -> ModuleFacts:
 def _compare(updates: Sequence[Update], svds: Sequence[SVD | None]) -> list[PairFacts]:
     """Return the numbers of each two updates of one module."""
     tasks = len(updates)
-    both, agreements, mass, dots = (torch.zeros(tasks, tasks, dtype=torch.float64) for _ in range(4))
+    both, agreements, mass = (torch.zeros(tasks, tasks, dtype=torch.float64) for _ in range(3))
+    dots = _dots(updates)
     if tasks > 1:
+        values, signs = torch.empty(0), torch.empty(0)  # kept for all blocks: fresh memory takes longer than the work
         for blocks in task_blocks(updates):
-            values = torch.stack([block.reshape(-1) for block in blocks])
-            magnitudes, signs = values.abs(), values.sign()
-            there = signs.abs()
+            torch.stack([block.reshape(-1) for block in blocks], out=values.resize_(tasks, blocks[0].numel()))
             # Sums of ones are exact in float32: a block has far less than 2 ** 24 entries.
-            both += there @ there.T
-            agreements += signs @ signs.T
-            mass += magnitudes @ magnitudes.T
-            dots += values @ values.T
+            torch.sign(values, out=signs.resize_(values.shape))
+            agreeing = signs @ signs.T
+            agreements += agreeing
+            if agreeing.diagonal().min() < values.shape[1]:  # there are zeros
+                there = signs.abs()
+                both += there @ there.T
+            else:
+                both += values.shape[1]
+            values.abs_()
+            mass += values @ values.T
     found = []
     for i, j in itertools.combinations(range(tasks), 2):
         overlaps: list[float | None] = [None] * 4
@@ -242,6 +248,18 @@ def _compare(updates: Sequence[Update], svds: Sequence[SVD | None]) -> list[Pair
             )
         )
     return found
+
+
+def _dots(updates: Sequence[Update]) -> Tensor:
+    """Return all inner products, (T, T) float64; of B A and D C it is the sum of (B^T D) * (A C^T)."""
+    if not all(isinstance(update, LowRankUpdate) for update in updates):
+        long = [update.dense().flatten() for update in updates]
+        return torch.tensor([[float((one * other).sum(dtype=torch.float64)) for other in long] for one in long])
+    factors = [update.factors() for update in updates]
+    B, A = torch.cat([B for B, _ in factors], dim=1).double(), torch.cat([A for _, A in factors]).double()
+    products = (B.T @ B) * (A @ A.T)
+    ranks = [A.shape[0] for _, A in factors]
+    return torch.stack([torch.stack([part.sum() for part in row.split(ranks, dim=1)]) for row in products.split(ranks)])
 
 
 def _pair(first: str, second: str, modules: dict[str, PairFacts], facts: dict[str, dict[str, ModuleFacts]]) -> Pair:

@@ -136,7 +136,7 @@ def _pair_table(found: "Analysis") -> Any:
     for pair in found.pairs:
         result.add_row(
             f"{pair.first}, {pair.second}",
-            f"{pair.cosine:.3f}",
+            _number(pair.cosine, ".3f"),
             _overlap(pair.inputs, pair.inputs_by_chance),
             _overlap(pair.outputs, pair.outputs_by_chance),
             f"{pair.sign_conflict:.1%}",
@@ -171,7 +171,7 @@ def _layer_tables(found: "Analysis") -> Iterator[Any]:
                 pairs.add_row(
                     shown,
                     f"{pair.first}, {pair.second}",
-                    f"{row['cosine']:.3f}",
+                    _number(row["cosine"], ".3f"),
                     _number(row["inputs"], ".3f"),
                     _number(row["outputs"], ".3f"),
                     f"{row['sign_conflict']:.1%}",
@@ -197,7 +197,7 @@ def _pair_row(found: "Analysis", pair: Any, module: str) -> dict[str, Any]:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+    return "" if value is None else format(value, f"z{form}")  # z: no minus before zero
 
 
 def meaning(found: "Analysis") -> list[str]:
