@@ -10,6 +10,10 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# glibc's malloc learns from what is freed: after one block of this size, up to twice as much is kept for the next
+# temporary tensors, instead of going back to the system each time, which cost a third of the time.
+_TAUGHT_BYTES = 31 << 20
+
 
 def map_modules(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
@@ -29,6 +33,7 @@ def map_modules(
         with torch.no_grad():  # a setting of the thread
             return function(item)
 
+    torch.empty(_TAUGHT_BYTES, dtype=torch.uint8)
     threads = torch.get_num_threads()
     workers = workers or threads
     torch.set_num_threads(1)
