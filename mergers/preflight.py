@@ -141,10 +141,15 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _status(name: str) -> int:
+def available_memory() -> int | None:
+    """Return the bytes of memory that can still be had, or None where the system does not say."""
+    return _status("MemAvailable", "/proc/meminfo") or None
+
+
+def _status(name: str, path: str = "/proc/self/status") -> int:
     """Return a field of Linux's account of this process in bytes, 0 elsewhere."""
     try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        lines = Path(path).read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)

@@ -19,15 +19,17 @@ Show the cache of alignments, or clear it.
   sheetbend cache clear
   sheetbend cache clear --older-than 30
 
-The folder is $SHEETBEND_CACHE/alignments, by default ~/.cache/sheetbend/alignments. A merge in an aligned space
-(knots, core) keeps its alignments there, and later ones of the same adapters read them. What was not used for longest
-is removed above 20 GB. Clearing costs time at the next merge, nothing else.
+The folder is $SHEETBEND_CACHE/alignments, by default
+~/.cache/sheetbend/alignments. A merge in an aligned space (knots, core) keeps
+its alignments there, and later ones of the same adapters read them. What was
+not used for longest is removed above 20 GB. Clearing costs time at the next
+merge, nothing else.
 """
 
 
 def parser() -> Parser:
     """Return the parser of all options."""
-    result = Parser("cache", DESCRIPTION)
+    result = Parser("cache", "[show|clear] [options]", DESCRIPTION)
     result.add_argument("action", nargs="?", choices=("show", "clear"), default="show", metavar="show|clear")
     result.add_argument(
         "--older-than", type=_days, metavar="DAYS", help="with clear: keep what was used in these last days"

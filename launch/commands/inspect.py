@@ -19,26 +19,29 @@ if TYPE_CHECKING:
     from mergers.analysis import Analysis
 
 DESCRIPTION = """\
-Say what adapters are, and what merging them would do. All numbers are exact; nothing is written.
+Say what adapters are, and what merging them would do. All numbers are exact.
 
   sheetbend inspect runs/a runs/b runs/c
 """
 EPILOG = """\
 what the numbers mean:
-  effective rank  exp of the entropy of the squared singular values, which sum to one, averaged over the modules: how
-                  many directions an update uses, whatever its rank is
-  cosine          of the angle between two updates, as one long vector each: 1 the same, 0 unrelated, -1 opposed
-  inputs, outputs overlap of the directions that two updates read from, and write to: mean squared cosine of the
-                  principal angles, 0 orthogonal, 1 the same; after "by chance" what random directions have
-  sign conflict   fraction of the entries where the signs differ: 50 % if unrelated; "weighted" by the product of the
-                  magnitudes
+  eff. rank      effective rank: exp of the entropy of the squared singular
+                 values, which sum to one; the mean of all modules. How many
+                 directions an update uses, whatever its rank is
+  cosine         of the angle between two updates, each as one long vector:
+                 1 the same, 0 unrelated, -1 opposed
+  inputs,        overlap of the directions that two updates read from, and
+  outputs        write to: the mean squared cosine of the principal angles,
+                 0 orthogonal, 1 the same; by chance: what random ones have
+  sign conflict  fraction of the entries in which the signs differ: 50 % if
+                 unrelated; weighted by the product of the magnitudes
 """
 INTERRUPTED = "\ninterrupted"
 
 
 def parser() -> Parser:
     """Return the parser of all options."""
-    result = Parser("inspect", DESCRIPTION, EPILOG)
+    result = Parser("inspect", "ADAPTER... [options]", DESCRIPTION, EPILOG)
     result.add_argument(
         "adapters",
         nargs="+",

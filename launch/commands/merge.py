@@ -19,19 +19,21 @@ if TYPE_CHECKING:
     from mergers.preflight import Estimate
 
 DESCRIPTION = """\
-Merge adapters into one adapter, or into a full model. Neither the base model nor a GPU is needed.
+Merge adapters into one adapter, or into a full model, without a GPU or data.
 
-  sheetbend merge --adapters runs/a runs/b --space knots --method ties --method.density 0.3 --output merged
-  sheetbend merge --adapters runs/a runs/b --preset knots-ties --output merged --dry-run
+  sheetbend merge --adapters runs/a runs/b --space knots --method ties \\
+      --method.density 0.3 --output merged
+  sheetbend merge --adapters runs/a runs/b --preset knots-ties --dry-run
 """
 DTYPES = ("float32", "float16", "bfloat16")
 MERGE_FILE = "sheetbend_merge.json"
 INTERRUPTED = "\ninterrupted: nothing was written; the same command starts again"
+OUT_OF_MEMORY = "out of memory; nothing was written. --dry-run says what the merge needs; fewer threads need less (OMP_NUM_THREADS=1)"
 
 
 def parser(epilog: str = "") -> Parser:
     """Return the parser of all options; steps are listed for the help, but read by `split_steps`."""
-    result = Parser("merge", DESCRIPTION, epilog)
+    result = Parser("merge", "--adapters ADAPTER... --output FOLDER [options]", DESCRIPTION, epilog)
     inputs = result.add_argument_group("what is merged")
     inputs.add_argument(
         "--adapters",
@@ -56,7 +58,9 @@ def parser(epilog: str = "") -> Parser:
     )
     flag(inputs, "same-base", "accept different names of the base model")
     how = result.add_argument_group("how", "names and fields are listed below")
-    how.add_argument("--preset", metavar="NAME", help="a merge by its name, such as knots-ties; options change it")
+    how.add_argument(
+        "--preset", metavar="NAME", help="a whole merge by its name, such as knots-ties; options change it"
+    )
     how.add_argument("--space", metavar="NAME", help="basis in which updates are merged (default: full)")
     how.add_argument("--method", metavar="NAME", help="what merges them (default: mean)")
     how.add_argument(
@@ -115,6 +119,10 @@ def run(words: Sequence[str]) -> None:
         _run(options, stacked([*layers, own]))
     except SheetbendError as error:
         cli.fail(in_words_of_options(str(error)))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        cli.fail(OUT_OF_MEMORY)
     except KeyboardInterrupt:
         print(INTERRUPTED, flush=True)
         raise SystemExit(cli.INTERRUPTED) from None

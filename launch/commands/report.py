@@ -8,12 +8,13 @@ import torch
 from rich.console import Console
 
 from launch.commands.screen import duration, facts, show, size, span, table
+from mergers.preflight import available_memory, peak_memory
 
 if TYPE_CHECKING:
     from mergers import Adapter, MergeSummary
     from mergers.preflight import Estimate
 
-_LONGEST_NOTES = 8
+_MOST_NOTES = 8
 
 
 def preflight(screen: Console, plan: Any, adapters: "Sequence[Adapter]", estimate: "Estimate") -> None:
@@ -45,7 +46,10 @@ def preflight(screen: Console, plan: Any, adapters: "Sequence[Adapter]", estimat
     if plan.output is not None:
         rows.append(("output", str(plan.output)))
     show(screen, facts(*rows, ("expected", expected)))
-    for note in adapters[0].metadata.get("notes", [])[:_LONGEST_NOTES]:
+    free = available_memory()
+    if free is not None and estimate.peak - estimate.resident > free:
+        screen.print(f"note: this machine has {size(free)} of memory left, which may not be enough")
+    for note in adapters[0].metadata.get("notes", [])[:_MOST_NOTES]:
         screen.print(f"note: {note}")
     screen.print()
 
@@ -98,8 +102,6 @@ def scales(adapter: "Adapter") -> str:
 
 def summary(screen: Console, done: "MergeSummary", adapters: "Sequence[Adapter]", seconds: float) -> None:
     """Print what came of a merge, and how it is loaded."""
-    from mergers.preflight import peak_memory
-
     if screen.quiet:
         return
     norms = ", ".join(f"{name} {norm:.4g}" for name, norm in _norms(adapters))

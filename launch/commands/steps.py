@@ -3,6 +3,8 @@
 import ast
 import difflib
 import re
+import shutil
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from importlib import import_module
@@ -65,13 +67,15 @@ def _declaration(node: ast.ClassDef) -> Declared:
 
 
 def help_of_steps() -> str:
-    """Return what can be named for each option, with fields and their defaults."""
+    """Return what can be named for each option, with fields and their defaults, as wide as the terminal."""
+    width = shutil.get_terminal_size().columns - 2
     lines = []
     for option in PACKAGES:
         lines.append(f"--{option}: with the fields that --{option}.FIELD sets")
         for entry in declared(option):
             given = ", ".join(name if value is None else f"{name}={value}" for name, value in entry.fields.items())
-            lines += [f"  {entry.name}({given})", f"      {entry.summary}"]
+            lines += textwrap.wrap(f"{entry.name}({given})", width, initial_indent="  ", subsequent_indent="    ")
+            lines += textwrap.wrap(entry.summary, width, initial_indent="      ", subsequent_indent="      ")
         lines.append("")
     return "\n".join(lines)
 

@@ -22,9 +22,10 @@ class Parser(argparse.ArgumentParser):
     Options may be spelled with hyphens or underscores, and are not abbreviated.
     """
 
-    def __init__(self, command: str, description: str, epilog: str = "") -> None:
+    def __init__(self, command: str, usage: str, description: str, epilog: str = "") -> None:
         super().__init__(
             prog=f"{cli.PROGRAM} {command}",
+            usage=f"{cli.PROGRAM} {command} {usage}",
             description=description,
             epilog=epilog,
             allow_abbrev=False,

@@ -464,6 +464,21 @@ def test_a_disk_that_fills_up(tmp_path, capsys):
         subprocess.run(["umount", disk], check=True)
 
 
+def test_too_little_memory(adapters, merged, capsys, monkeypatch):
+    monkeypatch.setattr("mergers.preflight._status", lambda name, *_: 1000 if name == "MemAvailable" else 0)
+    assert "1.0 kB of memory left, which may not be enough" in run(
+        capsys, "merge", "--adapters", *adapters, "--dry-run"
+    )
+
+    def allocate(*_):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    monkeypatch.setattr("mergers.methods.mean.Mean.weights", allocate)
+    words = ["--adapters", *adapters, "--output", merged, "--quiet"]
+    assert "out of memory; nothing was written" in refused(capsys, "merge", *words)
+    assert not merged.exists()
+
+
 SLOW = """
 import sys, time
 from launch.cli import main
