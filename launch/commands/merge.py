@@ -28,7 +28,10 @@ Merge adapters into one adapter, or into a full model, without a GPU or data.
 DTYPES = ("float32", "float16", "bfloat16")
 MERGE_FILE = "sheetbend_merge.json"
 INTERRUPTED = "\ninterrupted: nothing was written; the same command starts again"
-OUT_OF_MEMORY = "out of memory; nothing was written. --dry-run says what the merge needs; fewer threads need less (OMP_NUM_THREADS=1)"
+OUT_OF_MEMORY = (
+    "out of memory; nothing was written. --dry-run says what the merge needs; fewer threads need less "
+    "(OMP_NUM_THREADS=1)"
+)
 
 
 def parser(epilog: str = "") -> Parser:
