@@ -185,6 +185,16 @@ def numerical_rank(s: Tensor, cutoff: float, relative: bool = True) -> int:
     return int((s > (cutoff * s.max() if relative else cutoff)).sum())
 
 
+def sum_of_squares(tensor: Tensor) -> float:
+    """Return the squared Frobenius norm, summed in float64, without a float64 copy of the whole.
+
+    >>> sum_of_squares(torch.tensor([3.0, 4.0]))
+    25.0
+    """
+    parts = tensor.detach().reshape(-1).split(1 << 18)
+    return sum(float(torch.linalg.vector_norm(part, dtype=torch.float64).square()) for part in parts)
+
+
 def all_finite(tensor: Tensor) -> bool:
     """Return whether no entry is NaN or infinite."""
     if tensor.numel() == 0:

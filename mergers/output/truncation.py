@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from mergers.errors import SheetbendError
-from mergers.functional.linalg import truncated_svd
+from mergers.functional.linalg import sum_of_squares, truncated_svd
 from mergers.updates import LowRankUpdate, Update
 
 
@@ -46,7 +46,7 @@ def truncate(update: Update, rank: int, sources: Sequence[Update] = ()) -> Trunc
         delta = update.dense()
         known = [source.factors()[0].to(delta.device) for source in sources if isinstance(source, LowRankUpdate)]
         U, s, Vh = truncated_svd(delta, rank, torch.cat(known, dim=1) if known else None)
-        squared_norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64).square())
+        squared_norm = sum_of_squares(delta)
         squared_error = max(squared_norm - float(s.double().square().sum()), 0.0)  # a projection: Pythagoras holds
     root = s.sqrt()
     return Truncated(LowRankUpdate(A=(root[:, None] * Vh).float(), B=(U * root).float()), squared_error, squared_norm)
