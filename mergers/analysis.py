@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from mergers.errors import SheetbendError
-from mergers.functional.linalg import SVD, numerical_rank
-from mergers.methods.base import task_blocks
+from mergers.functional.linalg import SVD
+from mergers.methods.base import support, task_blocks
 from mergers.parallel import map_modules
+from mergers.run import Progress
 from mergers.updates import Adapter, LowRankUpdate, Update
 
-# Singular values up to this fraction of the largest are rounding.
-_CUTOFF = 1e-6
 # A larger dense update is not decomposed: that takes minutes, and its subspaces are everything.
 _LARGEST_DENSE = 1024
 
@@ -119,7 +118,7 @@ class Analysis:
         return _mean([facts.effective_rank for facts in self.adapters[adapter].values()])
 
 
-def analyse(adapters: Sequence[Adapter], progress=None) -> Analysis:
+def analyse(adapters: Sequence[Adapter], progress: Progress | None = None) -> Analysis:
     """Measure adapters one by one and in pairs, exactly, from their factors.
 
     Signs are compared block by block, in one sweep for all pairs; low-rank updates are never dense as a whole.
@@ -191,9 +190,7 @@ def _svd(update: Update) -> SVD | None:
     """Return the decomposition without the singular values that are rounding; None for what has none at hand."""
     if len(update.shape) != 2 or (not isinstance(update, LowRankUpdate) and min(update.shape) > _LARGEST_DENSE):
         return None
-    U, s, Vh = update.svd()
-    rank = numerical_rank(s, _CUTOFF)
-    return SVD(U[:, :rank], s[:rank], Vh[:rank])
+    return support(update)
 
 
 def _facts(update: Update, svd: SVD | None) -> ModuleFacts:
@@ -201,7 +198,7 @@ def _facts(update: Update, svd: SVD | None) -> ModuleFacts:
     return ModuleFacts(
         rank=update.rank,
         scale=update.scale if isinstance(update, LowRankUpdate) else None,
-        norm=math.sqrt(max(update.squared_norm(), 0.0)) if svd is None else float(svd.s.norm()),
+        norm=math.sqrt(update.squared_norm()) if svd is None else float(svd.s.norm()),
         effective_rank=effective_rank(svd.s) if svd is not None else (1.0 if len(update.shape) == 1 else None),
     )
 
@@ -254,7 +251,7 @@ def _dots(updates: Sequence[Update]) -> Tensor:
     """Return all inner products, (T, T) float64; of B A and D C it is the sum of (B^T D) * (A C^T)."""
     if not all(isinstance(update, LowRankUpdate) for update in updates):
         long = [update.dense().flatten() for update in updates]
-        return torch.tensor([[float((one * other).sum(dtype=torch.float64)) for other in long] for one in long])
+        return torch.stack([torch.stack([(one * other).sum(dtype=torch.float64) for other in long]) for one in long])
     factors = [update.factors() for update in updates]
     B, A = torch.cat([B for B, _ in factors], dim=1).double(), torch.cat([A for _, A in factors]).double()
     products = (B.T @ B) * (A @ A.T)

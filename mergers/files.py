@@ -13,7 +13,10 @@ from torch import Tensor
 
 
 def cache_folder(name: str) -> Path:
-    """Return the folder ``name`` below ``$SHEETBEND_CACHE``, else below ``~/.cache/sheetbend``; it may not exist."""
+    """Return the folder ``name`` below ``$SHEETBEND_CACHE``, else ``$XDG_CACHE_HOME/sheetbend``; it may not exist.
+
+    Where neither is set, it is below ``~/.cache/sheetbend``.
+    """
     root = os.environ.get("SHEETBEND_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sheetbend"
     return Path(root).expanduser() / name
 

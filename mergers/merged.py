@@ -50,11 +50,13 @@ class MergedAdapter(Adapter):
         return save_result(self, path, rank, dtype)
 
     def truncated(self, rank: int) -> "MergedAdapter":
-        """Return the approximation of rank ``rank`` in each module; see `truncate`."""
+        """Return the approximation of rank ``rank`` in each module; see `truncate`. Vectors stay as they are."""
         require_rank(rank)
         modules = list(self)
 
         def truncated(module: str) -> Update:
+            if len(self[module].shape) != 2:
+                return self[module]
             return truncate(self[module], rank, [source[module] for source in self.sources]).update
 
         updates = map_modules(truncated, modules)

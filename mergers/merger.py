@@ -161,7 +161,7 @@ class Merger:
             adapters: One a task, with distinct names; any ranks and floating dtypes.
             same_base: Accept different names of the base model.
             missing: What to do about modules that some adapters lack; see `align`.
-            encode: Takes the place of ``space.encode``, such as `AlignmentCache.encode`.
+            encode: Takes the place of ``space.encode``, such as what `AlignmentCache.encoder` returns.
             progress: Called as the work goes on.
             device: Where the work is done, such as ``"cuda"``; by default where the adapters are. The result is on
                 the CPU.
@@ -192,8 +192,8 @@ class Merger:
     ) -> Iterator[tuple[str, Any]]:
         """Merge adapters of one base model and one set of module names, yielding each module as soon as it is merged.
 
-        What is held are the adapters, their alignment (about as large), and the few modules that are being worked
-        on.
+        What is held are the adapters, their alignment (about as large as they are in float32), and the few modules
+        that are being worked on.
 
         Args:
             adapters: As for `merge`.

@@ -88,16 +88,17 @@ class MergeRun:
             yield result
 
     def _frame(self, module: str) -> Encoded:
-        """Return the updates of one module in the space of the merger."""
+        """Return the updates of one module in the space of the merger: those that are kept, else made anew."""
         return self._frames.get(module) or self._aligned(module)
 
     def _aligned(self, module: str) -> Encoded:
+        """Write the updates of one module in the space of the merger."""
         updates = [adapter[module] for adapter in self.adapters]
         if self.device is not None:
             updates = [update.to(self.device) for update in updates]
-        if len(updates[0].shape) == 1 or not self.merger.space.costly:  # a vector has no basis to align
+        if len(updates[0].shape) == 1:  # a vector has no basis to align
             return Encoded(updates)
-        return self.encode([update.load() for update in updates])
+        return self.encode([update.load() for update in updates] if self.merger.space.costly else updates)
 
     def _coordinates(self, module: str, frame: Encoded | None = None) -> list[Update]:
         """Return the transformed coordinates of all tasks."""
@@ -110,6 +111,7 @@ class MergeRun:
         return transformed
 
     def _merged(self, module: str, survey: Any) -> Update:
+        """Return one module's merged update, finite and decoded."""
         frame = self._frame(module)
         merged = self.merge(self._coordinates(module, frame), self.coefficients, survey)
         if self.merger.finish is not None:

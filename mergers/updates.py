@@ -73,7 +73,8 @@ class Update(ABC):
     def squared_norm(self) -> float:
         """Return the squared Frobenius norm, summed in float64."""
         B, A = self.factors()
-        return float(((B.T.double() @ B.double()) * (A.double() @ A.double().T)).sum())
+        total = float(((B.T.double() @ B.double()) * (A.double() @ A.double().T)).sum())
+        return max(total, 0.0)  # factors that cancel leave rounding of either sign
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,9 @@ def common_facts(adapters: Sequence[Adapter]) -> dict[str, Any]:
         if key != "path" and all(adapter.metadata.get(key) == value for adapter in adapters)
     }
     metadata["tasks"] = [adapter.name for adapter in adapters]
+    notes = list(dict.fromkeys(note for adapter in adapters for note in adapter.metadata.get("notes", [])))
+    if notes:
+        metadata["notes"] = notes
     kinds = {module: kind for adapter in adapters for module, kind in (adapter.metadata.get("kinds") or {}).items()}
     if kinds:
         metadata["kinds"] = kinds

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mergers.adapters.files import is_file, read_json, reading
-from mergers.adapters.hub import fetch, is_hub_id
+from mergers.adapters.hub import fetch, is_hub_id, repository_name
 from mergers.adapters.kinds import Kind
 from mergers.adapters.names import listed, module_name, require_module_name
 from mergers.errors import SheetbendError, did_you_mean
@@ -194,7 +194,7 @@ def load_difference(
 def _own_name(source: str | Path) -> str:
     """Return what a checkpoint is called: its folder, its file without the suffix, or its name on the hub."""
     if is_hub_id(source):
-        return str(source).partition("@")[0].rpartition("/")[2]
+        return repository_name(str(source))
     path = Path(source)
     return path.stem if path.suffix == ".safetensors" else path.resolve().name
 

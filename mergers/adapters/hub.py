@@ -21,6 +21,11 @@ def is_hub_id(source: str | Path) -> bool:
     return match is not None and not Path(source.split("/")[0]).exists()
 
 
+def repository_name(source: str) -> str:
+    """Return the last part of ``org/name`` or ``org/name@revision``: ``name``."""
+    return source.partition("@")[0].rpartition("/")[2]
+
+
 def fetch(source: str, patterns: Sequence[str]) -> Path:
     """Return the local folder with the files of a hub repository, downloaded if they are not there yet.
 

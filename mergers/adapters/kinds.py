@@ -59,6 +59,11 @@ def _turned(kind: Kind, transposed: bool) -> bool:
     return kind == "embedding" or (transposed and kind == "linear")
 
 
+def fits_lora(kind: Kind) -> bool:
+    """Return whether a LoRA adapter can hold an update of this kind."""
+    return "conv" in kind if isinstance(kind, dict) else kind != "parameter"
+
+
 def same_kind(one: Kind, other: Kind) -> bool:
     """Return whether updates of both kinds may be merged: equal ones, or a difference of checkpoints with a LoRA."""
     return one == other or {str(one), str(other)} == {"linear", "parameter"}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mergers.adapters.files import one_line
 from mergers.adapters.heads import HEAD_FILE, PUBLISHED_HEADS_FILE
-from mergers.adapters.hub import fetch, is_hub_id
+from mergers.adapters.hub import fetch, is_hub_id, repository_name
 from mergers.adapters.peft import CONFIG_FILE, PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, load_peft_folder
 from mergers.adapters.published import load_published
 from mergers.errors import SheetbendError
@@ -34,7 +34,7 @@ def load_adapter(source: str | Path, name: str | None = None) -> Adapter:
         raise SheetbendError(f"{label[:200]!r} cannot be looked at ({one_line(error)}); give another path") from None
     if is_hub_id(source):
         files = (CONFIG_FILE, WEIGHTS_FILE, PICKLED_WEIGHTS_FILE, HEAD_FILE, PUBLISHED_HEADS_FILE)
-        return load_peft_folder(fetch(label, files), name or label.partition("@")[0].rpartition("/")[2], label)
+        return load_peft_folder(fetch(label, files), name or repository_name(label), label)
     path = Path(source)
     if path.suffix == ".pt":
         return load_published(path, name or path.stem, label)

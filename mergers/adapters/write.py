@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergers.adapters.kinds import kind_of, lying_shape
+from mergers.adapters.kinds import fits_lora, kind_of, lying_shape
 from mergers.adapters.names import PEFT_PREFIX
 from mergers.adapters.peft import CONFIG_FILE, WEIGHTS_FILE
 from mergers.errors import SheetbendError
@@ -19,7 +19,8 @@ from mergers.functional.linalg import all_finite
 from mergers.updates import Adapter, LowRankUpdate
 
 _OWN_FILES = {CONFIG_FILE, WEIGHTS_FILE, "README.md"}  # PEFT writes a model card
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+#: What the factors of a LoRA adapter may be saved as, by name.
+SAVED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 
 
 def save_adapter(adapter: Adapter, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -50,7 +51,7 @@ def save_adapter(adapter: Adapter, path: str | Path, dtype: torch.dtype | None =
         raise SheetbendError(f"{path} also holds {others[0]}, which would be lost; give a new or empty folder")
     if dtype is not None and not dtype.is_floating_point:
         raise SheetbendError(f"dtype is {dtype}; give a floating one, such as torch.float32")
-    dtype = dtype or _DTYPES.get(adapter.metadata.get("dtype", "float32"), torch.float32)
+    dtype = dtype or SAVED_DTYPES.get(adapter.metadata.get("dtype"), torch.float32)
     tensors = {}
     ranks = {}
     for module in adapter:
@@ -72,7 +73,7 @@ def peft_tensors(adapter: Adapter, module: str, dtype: torch.dtype) -> dict[str,
         SheetbendError: The factors do not fit ``dtype``, or the module is none that PEFT adapts.
     """
     update, kind = adapter[module], kind_of(adapter.metadata, module)
-    if kind == "parameter" or (isinstance(kind, dict) and "conv" not in kind):
+    if not fits_lora(kind):
         raise SheetbendError(
             f"adapter {adapter.label}: {module} is the difference of two checkpoints and may be no linear layer; "
             "say so where it is loaded (modules=[...], linear=True), or apply the result to the base model"

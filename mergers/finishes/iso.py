@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from mergers.errors import SheetbendError
 from mergers.finishes.base import Finish
-from mergers.functional.linalg import SVD
 from mergers.functional.spectral import flatten_spectrum
 from mergers.updates import DenseUpdate, LowRankUpdate, Update
 
@@ -34,6 +33,6 @@ class Iso(Finish):
         """Return U (mean of s) V^T; a vector has one singular value and stays as it is."""
         if len(merged.shape) != 2:
             return merged
-        U, s, Vh = flatten_spectrum(SVD(*merged.svd()), self.cutoff)
+        U, s, Vh = flatten_spectrum(merged.svd(), self.cutoff)
         flat = LowRankUpdate(A=Vh.float(), B=(U * s).float())
         return flat if isinstance(merged, LowRankUpdate) else DenseUpdate(flat.dense())

@@ -18,7 +18,7 @@ _WIDEST_WINDOW = 4  # high bins; a wide histogram costs more than a second pass,
 _HISTOGRAM_ENTRIES = 1 << 19
 
 #: Calls a function on every module's blocks (an iterable of float32 tensors a task) and returns the results, lazily.
-EachModule = Callable[[Callable[[Sequence[Iterable[Tensor]]], Result]], Iterable[Result]]
+EachEntries = Callable[[Callable[[Sequence[Iterable[Tensor]]], Result]], Iterable[Result]]
 #: Returns the ranks of the entries that are looked for, one a task, from 1 for the smallest magnitude, given how
 #: many entries each task has.
 RanksOf = Callable[[Sequence[int]], Sequence[int]]
@@ -46,7 +46,7 @@ class Window(NamedTuple):
 
 
 def select_magnitudes(
-    each_module: EachModule, ranks_of: RanksOf, each_sample: EachModule | None = None
+    each_module: EachEntries, ranks_of: RanksOf, each_sample: EachEntries | None = None
 ) -> list[Selected]:
     """Return one magnitude a task, chosen by its rank among the task's entries of all modules together.
 
@@ -89,7 +89,7 @@ def _likely_window(sample: Tensor, rank: int) -> Window:
     return Window(first, last - first + 1)
 
 
-def _select_within(each_module: EachModule, ranks_of: RanksOf, windows: Sequence[Window]) -> list[Selected | None]:
+def _select_within(each_module: EachEntries, ranks_of: RanksOf, windows: Sequence[Window]) -> list[Selected | None]:
     """Return each task's magnitude, or None where it does not lie in its window; one pass."""
     selected: list[Selected | None] = []
     totals = _total(each_module(lambda tasks: _window_counts(tasks, windows)))

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from mergers.functional.selection import EachModule, select_magnitudes
+from mergers.functional.selection import EachEntries, select_magnitudes
 
 
 def threshold_rank(count: int, density: float) -> int:
@@ -29,7 +29,9 @@ def magnitude_threshold(values: Tensor, density: float) -> float:
     return float(values.detach().float().abs().flatten().kthvalue(rank).values)
 
 
-def magnitude_thresholds(each_module: EachModule, density: float, each_sample: EachModule | None = None) -> list[float]:
+def magnitude_thresholds(
+    each_module: EachEntries, density: float, each_sample: EachEntries | None = None
+) -> list[float]:
     """Return one `magnitude_threshold` a task over the entries of all modules together, exactly.
 
     Args:

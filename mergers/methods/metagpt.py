@@ -1,5 +1,6 @@
 """Coefficients from norms."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,7 +28,8 @@ class MetaGPT(LinearMethod):
         def squared_norms(coordinates: Sequence[Update]) -> list[float]:
             return [update.squared_norm() for update in coordinates]
 
-        norms = [sum(task) for task in zip(*each_module(squared_norms), strict=True)]
+        # fsum is exact, so that the order of the modules does not matter.
+        norms = [math.fsum(task) for task in zip(*each_module(squared_norms), strict=True)]
         total = sum(norms)
         return [norm / total if total > 0 else 1 / len(norms) for norm in norms]
 

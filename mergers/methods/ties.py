@@ -17,7 +17,7 @@ from mergers.functional.consensus import (
     elect_signs,
     resolve_zero_signs,
 )
-from mergers.functional.selection import EachModule as EachEntries
+from mergers.functional.selection import EachEntries
 from mergers.functional.sparsify import keep_large, magnitude_threshold, magnitude_thresholds
 from mergers.methods.base import EachModule, EntrywiseMethod, Result, blocks_of, task_blocks
 from mergers.updates import Update

@@ -12,7 +12,7 @@ tags:
 ---
 # {title}
 
-{count} LoRA adapters of {base_name}, merged by Sheetbend into {what}:
+{count} of {base_name}, merged by Sheetbend into {what}:
 
     {merger}
 
@@ -30,7 +30,7 @@ def model_card(summary: MergeSummary) -> str:
             base=f"base_model: {_quoted(bases[0])}\n" if len(bases) == 1 else "",
             library="transformers" if full_model else "peft",
             title="Merged model" if full_model else "Merged LoRA adapter",
-            count=len(summary.adapters),
+            count=f"{len(summary.adapters)} adapter{'s' if len(summary.adapters) > 1 else ''}",
             base_name=" / ".join(f"`{base}`" for base in bases) or "one base model",
             what="a full model" if full_model else "one LoRA adapter",
             merger=summary.merger,

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from mergers.adapters.checks import align
 from mergers.adapters.common import common_facts
-from mergers.adapters.kinds import kind_of
+from mergers.adapters.kinds import fits_lora, kind_of
 from mergers.adapters.names import listed
 from mergers.adapters.peft import CONFIG_FILE, WEIGHTS_FILE
-from mergers.adapters.write import peft_config, peft_tensors
+from mergers.adapters.write import SAVED_DTYPES, peft_config, peft_tensors
 from mergers.errors import SheetbendError
 from mergers.files import atomic_folder, write_safetensors
 from mergers.output.card import model_card
 from mergers.output.model_folder import ModelPatch, copy_model, find_places
-from mergers.output.summary import MergeSummary, ModuleNumbers, adapter_facts
+from mergers.output.summary import MERGE_FILE, MergeSummary, ModuleNumbers, adapter_facts
 from mergers.output.truncation import require_rank, rounding_error, truncate
 from mergers.parallel import map_modules
 from mergers.updates import Adapter, LowRankUpdate, Update
@@ -30,14 +30,12 @@ if TYPE_CHECKING:
     from mergers.merger import Merger
     from mergers.run import Encode, Progress
 
-MERGE_FILE = "sheetbend_merge.json"
 HEADS_FOLDER = "heads"
 _DENSE = (
     "{what} have no low rank; give rank=, to keep the best approximation of that rank, or base_model=, to add the "
     "result to a full model"
 )
 _OWN_FILES = {CONFIG_FILE, WEIGHTS_FILE, MERGE_FILE, HEADS_FOLDER, "README.md"}
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 
 
 def save_merged(
@@ -101,7 +99,7 @@ def save_merged(
             patch = ModelPatch(folder, places, facts["metadata"])
             modules = dict(merger.stream(adapters, then=patch.add, **options))
         else:
-            dtype = dtype or _DTYPES.get(facts["metadata"].get("dtype"), torch.float32)
+            dtype = dtype or SAVED_DTYPES.get(facts["metadata"].get("dtype"), torch.float32)
             settings["dtype"] = str(dtype).removeprefix("torch.")
             then = partial(_factored, facts=facts, rank=rank, dtype=dtype, sources=adapters)
             modules = _write_factors(folder, merger.stream(adapters, then=then, **options), adapters[0], facts)
@@ -130,7 +128,7 @@ def save_result(
     check_target(path)
     heads = heads_of(merged.sources)
     facts = {"base_model": merged.base_model, "metadata": merged.metadata}
-    dtype = dtype or _DTYPES.get(merged.metadata.get("dtype"), torch.float32)
+    dtype = dtype or SAVED_DTYPES.get(merged.metadata.get("dtype"), torch.float32)
     modules = list(merged)
     factored = map_modules(
         lambda module: _factored(module, merged[module], facts, rank, dtype, merged.sources), modules
@@ -228,12 +226,11 @@ def require_savable(
 def _require_factors(adapters: Sequence[Adapter], rank: int | None, dtype: torch.dtype | None) -> None:
     """Raise unless a LoRA adapter can hold updates of these modules, with this rank and dtype."""
     require_rank(rank)
-    if dtype is not None and dtype not in _DTYPES.values():
+    if dtype is not None and dtype not in SAVED_DTYPES.values():
         raise SheetbendError(f"dtype is {dtype}; give torch.float32, torch.float16 or torch.bfloat16")
     for adapter in adapters:
         for module, update in adapter.items():
-            kind = kind_of(adapter.metadata, module)
-            if len(update.shape) != 2 or kind == "parameter" or (isinstance(kind, dict) and "conv" not in kind):
+            if len(update.shape) != 2 or not fits_lora(kind_of(adapter.metadata, module)):
                 raise SheetbendError(
                     f"adapter {adapter.label}: {module} {update.shape} is the difference of a parameter that no LoRA "
                     "adapter holds; give base_model=, to add the result to a full model, or load the difference of "
@@ -251,7 +248,8 @@ def check_target(path: Path, inputs: Sequence[str | Path] = ()) -> None:
         raise SheetbendError(f"{path} is a file; give a new folder for the merge")
     if path.is_dir():
         names = {entry.name for entry in path.iterdir()}
-        others = sorted(names - _OWN_FILES) if MERGE_FILE not in names else []
+        # An adapter that is no merge was trained, and would be lost too.
+        others = [] if MERGE_FILE in names else sorted(names - _OWN_FILES) or sorted(names)
         if others:
             raise SheetbendError(f"{path} also holds {others[0]}, which would be lost; give a new or empty folder")
     for source in inputs:

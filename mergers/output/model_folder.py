@@ -16,7 +16,7 @@ from mergers.adapters.files import reading
 from mergers.adapters.kinds import as_it_lies, kind_of, lying_shape
 from mergers.adapters.names import listed, module_name, renamings
 from mergers.errors import SheetbendError
-from mergers.output.summary import ModuleNumbers
+from mergers.output.summary import MERGE_FILE, ModuleNumbers
 from mergers.updates import Update
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -54,7 +54,7 @@ def find_places(
     path = Path(folder)
     if not path.is_dir():
         raise SheetbendError(f"{folder} is no folder; give the folder of the full base model")
-    if (path / "sheetbend_merge.json").exists():
+    if (path / MERGE_FILE).exists():
         raise SheetbendError(f"{folder} carries a merge already; give the folder of the base model itself")
     known = {module_name(key): stored for key, stored in stored_tensors(path).items()}
     found = renamings(list(shapes), known)

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from mergers.updates import Adapter
 
+# The file of a merged folder that holds these numbers, and by which such a folder is known.
+MERGE_FILE = "sheetbend_merge.json"
+
 
 class ModuleNumbers(NamedTuple):
     """Squared Frobenius norms of one merged module.

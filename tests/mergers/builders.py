@@ -1,4 +1,4 @@
-"""Random adapters."""
+"""Random adapters, and what compares them."""
 
 import json
 
@@ -46,3 +46,10 @@ def lora_tensors(module="q", rows=4, columns=3, rank=2, seed=0, dtype=torch.floa
         f"{prefix}.lora_A.weight": torch.randn(rank, columns, generator=generator).to(dtype),
         f"{prefix}.lora_B.weight": torch.randn(rows, rank, generator=generator).to(dtype),
     }
+
+
+def assert_same(left, right, tolerance=2e-5):
+    """Two maps from module to tensor."""
+    assert list(left) == list(right)
+    for module in left:
+        torch.testing.assert_close(left[module], right[module], rtol=tolerance, atol=tolerance)

@@ -137,9 +137,7 @@ def adapter_sets(draw):
 
 
 @pytest.mark.parametrize("merger", [case for case in CASES if case], ids=str)
-@settings(
-    max_examples=6, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.filter_too_much]
-)
+@quick
 @given(case=adapter_sets())
 def test_merge_equals_the_dense_formula(merger, case):
     adapters, coefficients = case

@@ -88,12 +88,13 @@ def test_numbers_are_the_same_for_dense_updates_and_many_threads():
     one, other = analyse(adapters).pairs[0], analyse(dense).pairs[0]
     for name in ("cosine", "inputs", "outputs", "sign_conflict", "weighted_conflict"):
         assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-5), name
+    before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         assert analyse(adapters) == analyse(adapters)
         assert analyse(adapters).pairs[0] == one
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(before)
 
 
 def test_zero_updates_vectors_and_modules_of_one_are_no_fault():

@@ -1,13 +1,16 @@
 """Properties of merging, and what Merger refuses."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
-from builders import SHAPES, random_adapter, random_adapters
+from builders import SHAPES, assert_same, random_adapter, random_adapters
 
 from mergers import (
     Adapter,
     Dare,
     DenseUpdate,
+    Full,
     KnOTS,
     LowRankUpdate,
     Mean,
@@ -17,12 +20,7 @@ from mergers import (
     TaskArithmetic,
     Ties,
 )
-
-
-def assert_same(left, right, tolerance=2e-5):
-    assert list(left) == list(right)
-    for module in left:
-        torch.testing.assert_close(left[module], right[module], rtol=tolerance, atol=tolerance)
+from mergers.spaces.base import Encoded
 
 
 def test_coefficients_apply_after_the_election():
@@ -131,6 +129,17 @@ def test_dense_updates_and_vectors_go_through_both_spaces():
         assert_same(Merger(space, "mean").merge(adapters).dense(), expected)
         starred = Merger(space, "mean", [Star(100)]).merge(adapters).dense()
         assert_same(starred, expected)
+
+
+def test_a_space_of_ones_own_that_is_cheap_is_used():
+    @dataclass(frozen=True)
+    class Doubled(Full):
+        def encode(self, updates):
+            return Encoded([update.scaled(2.0) for update in updates])
+
+    adapters = random_adapters(2)
+    twice = {module: 2 * values for module, values in Merger("full", "mean").merge(adapters).dense().items()}
+    assert_same(Merger(Doubled(), "mean").merge(adapters).dense(), twice)
 
 
 def test_updates_of_zeros_merge_to_zeros():

@@ -1,6 +1,7 @@
 """Merged folders: adapters, exact and truncated, and full models."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -17,10 +18,11 @@ from mergers import (
     Ties,
     load_adapter,
     load_difference,
+    save_adapter,
     save_merged,
 )
 from mergers.functional.linalg import truncated_svd
-from mergers.output.summary import ModuleNumbers
+from mergers.output.summary import MergeSummary, ModuleNumbers
 from mergers.output.truncation import rounding_error, truncate
 
 
@@ -84,12 +86,12 @@ def test_truncation_is_the_best_approximation_and_knows_its_error(dense):
 
 
 def test_randomised_truncation_of_a_dense_matrix_without_gap_is_near_the_best():
-    """Noise has a flat spectrum, the hardest case: still within 2 % of the best error, which is reported truly."""
+    """Noise has a flat spectrum, the hardest case: still within 0.1 % of the best error, which is reported truly."""
     matrix = torch.randn(200, 160, generator=torch.Generator().manual_seed(1))
     best = torch.linalg.svdvals(matrix)[20:].norm().item()
     low, squared_error, _ = truncate(DenseUpdate(matrix), 20)
     error = (low.dense() - matrix).norm().item()
-    assert best <= error <= 1.02 * best
+    assert best <= error <= 1.001 * best
     assert squared_error**0.5 == pytest.approx(error, rel=1e-4)
 
 
@@ -138,7 +140,8 @@ def test_rounding_error_is_that_of_the_saved_factors(dtype, tmp_path):
 def test_rounding_error_of_nothing_is_nothing():
     update = LowRankUpdate(torch.ones(1, 3), torch.ones(2, 1))
     assert rounding_error(update, torch.bfloat16) == 0
-    assert ModuleNumbers(1, 0.0, 0.0, 0.0).rounding == 0
+    nothing = MergeSummary("path", "merger", {}, [], {"m": ModuleNumbers(1, 0.0, 0.0, 0.0)})
+    assert nothing.rounding_error == nothing.truncation_error == nothing.module_error("m") == 0
 
 
 def test_the_card_names_adapters_and_contents(tmp_path):
@@ -151,6 +154,31 @@ def test_the_card_names_adapters_and_contents(tmp_path):
     assert 'base_model: "base"' in card
     assert "library_name: peft" in card
     assert "exact" in card
+
+
+def test_adapters_that_cancel_each_other_leave_nothing(tmp_path):
+    """Norms from Gram matrices are rounding there, of either sign."""
+    for seed in range(8):
+        [one] = random_adapters(1, {"layer": (30, 20)}, ranks=3, seed=seed)
+        adapters = [one, Adapter(one, "two", "base")]
+        merged = Merger("full", "task_arithmetic", coefficients=[0.3, -0.3]).merge(adapters)
+        assert 0 <= merged.save(tmp_path / "merged").norm < 1e-5
+
+
+def test_an_adapter_that_was_trained_is_not_replaced(tmp_path):
+    adapters = random_adapters(2)
+    save_adapter(adapters[0], tmp_path / "trained")
+    for save in (Merger().merge(adapters).save, partial(save_merged, Merger(), adapters)):
+        with pytest.raises(SheetbendError, match=r"trained also holds adapter_config\.json, which would be lost"):
+            save(tmp_path / "trained")
+    assert load_adapter(tmp_path / "trained").content_hash() == adapters[0].content_hash()
+
+
+def test_vectors_are_not_truncated():
+    adapters = [Adapter({"bias": DenseUpdate(torch.ones(5)), **a}, a.name, "base") for a in random_adapters(2)]
+    merged = Merger("full", Ties(density=0.5)).merge(adapters).truncated(1)
+    assert merged["bias"].dense().tolist() == [1.0] * 5
+    assert merged["layers.0.q"].rank == 1
 
 
 def test_heads_are_kept_task_by_task(tmp_path):

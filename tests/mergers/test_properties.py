@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from builders import random_adapter, random_adapters
+from builders import assert_same, random_adapter, random_adapters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,12 +53,6 @@ def everywhere(methods=METHODS, finishes=None, spaces=SPACES):
     ]
     names = ("space", "method", "finish") if finishes else ("space", "method")
     return pytest.mark.parametrize(names, [case[: len(names)] for case in cases], ids=str)
-
-
-def assert_same(left, right, tolerance=2e-5):
-    assert list(left) == list(right)
-    for module in left:
-        torch.testing.assert_close(left[module], right[module], rtol=tolerance, atol=tolerance)
 
 
 def times(adapters, factor):
