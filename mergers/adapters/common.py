@@ -1,9 +1,32 @@
 """What several adapters have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mergers.adapters.kinds import Kind
 from mergers.updates import Adapter
+
+
+def common_dtype(names: Iterable[str]) -> str:
+    """Return the one dtype that these names are, or float32 where they differ.
+
+    >>> common_dtype(["bfloat16", "bfloat16"]), common_dtype(["bfloat16", "float16"])
+    ('bfloat16', 'float32')
+    """
+    found = set(names)
+    return found.pop() if len(found) == 1 else "float32"
+
+
+def facts_without_config(dtypes: Iterable[str], kinds: Mapping[str, Kind], label: str) -> dict[str, Any]:
+    """Return the metadata of an adapter that comes from ``label`` without a PEFT config."""
+    return {
+        "dtype": common_dtype(dtypes),
+        "fan_in_fan_out": False,
+        "task_type": None,
+        "selection": {},
+        "kinds": dict(kinds),
+        "path": label,
+    }
 
 
 def common_facts(adapters: Sequence[Adapter]) -> dict[str, Any]:

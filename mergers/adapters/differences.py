@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from mergers.adapters.common import facts_without_config
 from mergers.adapters.files import is_file, read_json, reading
 from mergers.adapters.hub import fetch, is_hub_id, repository_name
 from mergers.adapters.kinds import Kind
@@ -179,15 +180,8 @@ def load_difference(
             kinds[module] = _kind(key, stored.shape, linear)
     if not updates:
         raise SheetbendError(f"{label} has no floating tensor to compare with {base}; give two full checkpoints")
-    dtypes = {_FLOATING[stored.dtype] for stored in after.values() if stored.dtype in _FLOATING}
-    metadata = {
-        "dtype": dtypes.pop() if len(dtypes) == 1 else "float32",
-        "fan_in_fan_out": False,
-        "task_type": None,
-        "selection": {},
-        "kinds": kinds,
-        "path": label,
-    }
+    dtypes = (_FLOATING[stored.dtype] for stored in after.values() if stored.dtype in _FLOATING)
+    metadata = facts_without_config(dtypes, kinds, label)
     return Adapter(updates, name=name or _own_name(finetuned), base_model=str(base), metadata=metadata)
 
 

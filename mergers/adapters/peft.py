@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergers.adapters.common import common_dtype
 from mergers.adapters.config import (
     is_saved,
     plain,
@@ -112,9 +113,8 @@ def adapter_from_state_dict(
     refuse_foreign_config(config, label)
     pairs, heads = _sorted_out(tensors, saved_modules(config, label), label)
     updates, kinds = updates_of(pairs, lambda module, rank: rank_and_scale(config, module, label), label)
-    dtypes = {str(tensor.dtype).removeprefix("torch.") for pair in pairs.values() for tensor in pair.values()}
     metadata = {
-        "dtype": dtypes.pop() if len(dtypes) == 1 else "float32",
+        "dtype": common_dtype(dtypes_of(pairs)),
         "fan_in_fan_out": bool(config.get("fan_in_fan_out", False)),
         "task_type": plain(config.get("task_type")),
         "selection": selection_of(config, label),
@@ -153,6 +153,11 @@ def _sorted_out(tensors: Mapping[str, Tensor], saved: tuple[str, ...], label: st
     if not pairs:
         raise SheetbendError(f"adapter {label}: its weights file holds no LoRA tensor; save the adapter again")
     return pairs, heads
+
+
+def dtypes_of(pairs: Pairs) -> set[str]:
+    """Return the names of the dtypes that the factors have."""
+    return {str(tensor.dtype).removeprefix("torch.") for pair in pairs.values() for tensor in pair.values()}
 
 
 def updates_of(

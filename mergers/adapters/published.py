@@ -16,9 +16,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mergers.adapters.common import facts_without_config
 from mergers.adapters.files import read_pickle
 from mergers.adapters.names import PEFT_PREFIX, listed, require_module_name
-from mergers.adapters.peft import Pairs, updates_of
+from mergers.adapters.peft import Pairs, dtypes_of, updates_of
 from mergers.errors import SheetbendError
 from mergers.updates import Adapter
 
@@ -65,13 +66,5 @@ def load_published(path: Path, name: str, label: str) -> Adapter:
     if len(adapters) > 1:
         raise SheetbendError(f"{label} holds the adapters {listed(adapters)}; save a file with one of them")
     updates, kinds = updates_of(pairs, lambda module, rank: (rank, 1.0), label)
-    dtypes = {str(tensor.dtype).removeprefix("torch.") for pair in pairs.values() for tensor in pair.values()}
-    metadata = {
-        "dtype": dtypes.pop() if len(dtypes) == 1 else "float32",
-        "fan_in_fan_out": False,
-        "task_type": None,
-        "selection": {},
-        "kinds": kinds,
-        "path": label,
-    }
+    metadata = facts_without_config(dtypes_of(pairs), kinds, label)
     return Adapter(updates, name=name, metadata=metadata, heads=heads)
