@@ -129,7 +129,7 @@ def truncated_svd(
     """Return leading singular triplets of a dense matrix by randomised subspace iteration, float32.
 
     What is kept is a projection, U U^T matrix, so its error is known exactly from norms. It is near that of the
-    true leading triplets: 0.1 % above it where the spectrum is flat, closer where it falls.
+    true leading triplets: up to 1 % above it where the spectrum is flat, closer where it falls.
 
     Paper: Halko, Martinsson and Tropp, Finding structure with randomness, SIAM Review 2011 (arXiv 0909.4061).
 
