@@ -26,12 +26,16 @@ class MergedAdapter(Adapter):
         updates: As for `Adapter`.
         merger: How it was made.
         sources: Of what.
+        for_task: The task whose own model this is; None for one model of all tasks.
     """
 
-    def __init__(self, updates: Mapping[str, Update], merger: "Merger", sources: Sequence[Adapter]) -> None:
+    def __init__(
+        self, updates: Mapping[str, Update], merger: "Merger", sources: Sequence[Adapter], for_task: str | None = None
+    ) -> None:
         super().__init__(updates, name="merged", **common_facts(sources))
         self.merger = merger
         self.sources = list(sources)
+        self.for_task = for_task
 
     def save(self, path: str | Path, rank: int | None = None, dtype: torch.dtype | None = None) -> MergeSummary:
         """Write a PEFT folder, with a README.md that says what was merged, and each task's own head.
@@ -60,7 +64,7 @@ class MergedAdapter(Adapter):
             return truncate(self[module], rank, [source[module] for source in self.sources]).update
 
         updates = map_modules(truncated, modules)
-        return MergedAdapter(dict(zip(modules, updates, strict=True)), self.merger, self.sources)
+        return MergedAdapter(dict(zip(modules, updates, strict=True)), self.merger, self.sources, self.for_task)
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Add the updates to the weights of ``model``, in place and in float32, and return it.

@@ -173,12 +173,27 @@ class Merger:
         """
         adapters = align(adapters, missing)
         updates = dict(self.stream(adapters, same_base, encode, progress, device, for_task=for_task))
-        return MergedAdapter(updates, self, adapters)
+        return MergedAdapter(updates, self, adapters, for_task)
 
-    def check(self, adapters: Sequence[Adapter], same_base: bool = False) -> None:
-        """Raise `SheetbendError` unless ``adapters`` fit together and the coefficients fit them."""
+    def check(
+        self,
+        adapters: Sequence[Adapter],
+        same_base: bool = False,
+        for_task: str | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Raise `SheetbendError` unless ``adapters`` fit together, and coefficients and other arguments fit them."""
         check_same_base(adapters, same_base=same_base)
         self.task_coefficients([adapter.name for adapter in adapters])
+        self._merge_of(adapters, for_task)
+        if device is not None:
+            try:
+                torch.empty(0, device=device)
+            except Exception as error:  # each backend has its own
+                reason = " ".join(str(error).split()).split(". ")[0]
+                raise SheetbendError(
+                    f"device is {str(device)!r}: {reason}; give one that torch has, such as cpu"
+                ) from None
 
     def stream(
         self,
@@ -208,12 +223,14 @@ class Merger:
         Yields:
             The name of the module, and its merged update or what ``then`` made of it.
         """
-        self.check(adapters, same_base)
-        merge = self.method.merge if for_task is None else self._task_specific(adapters, for_task)
+        self.check(adapters, same_base, for_task, device)
+        merge = self._merge_of(adapters, for_task)
         yield from MergeRun(self, adapters, merge, encode or self.space.encode, progress, device).results(then)
 
-    def _task_specific(self, adapters: Sequence[Adapter], task: str) -> Callable[..., Update]:
-        """Return what takes the place of ``method.merge`` for one task's own model."""
+    def _merge_of(self, adapters: Sequence[Adapter], task: str | None) -> Callable[..., Update]:
+        """Return ``method.merge``, or what takes its place for one task's own model."""
+        if task is None:
+            return self.method.merge
         tasks = sorted(adapter.name for adapter in adapters)  # the order in which they are merged
         if task not in tasks:
             close = did_you_mean(task, list(tasks))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mergers.adapters.kinds import Kind, as_it_lies, kind_of, lying_shape
 from mergers.adapters.names import PEFT_PREFIX, listed, module_name, renamings
 from mergers.errors import SheetbendError
+from mergers.functional.linalg import all_finite
 from mergers.updates import Adapter
 
 __all__ = ["PEFT_PREFIX", "apply_adapter", "iter_weight_updates", "match_parameters", "weight_updates"]
@@ -70,8 +71,8 @@ def apply_adapter(adapter: Adapter, model: nn.Module) -> nn.Module:
     One dense update is held at a time.
 
     Raises:
-        SheetbendError: An adapter was applied to this model before, or the modules do not fit; the model
-            is then unchanged.
+        SheetbendError: An adapter was applied to this model before, the modules do not fit, or a sum does not fit
+            float16; the model is then unchanged.
     """
     if model in _applied:
         raise SheetbendError(
@@ -79,6 +80,13 @@ def apply_adapter(adapter: Adapter, model: nn.Module) -> nn.Module:
             f"load the base model again before applying {adapter.name!r}"
         )
     tensors = _tensors(model)
+    if any(tensor.dtype == torch.float16 for tensor in tensors.values()):  # may overflow: look before anything changes
+        for name, delta in iter_weight_updates(adapter, model):
+            if not all_finite((tensors[name].data + delta).to(tensors[name].dtype)):
+                raise SheetbendError(
+                    f"adapter {adapter.label}: {name} and its update together do not fit {tensors[name].dtype}; load "
+                    "the model in bfloat16 or float32, or give smaller coefficients"
+                )
     for name, delta in iter_weight_updates(adapter, model):
         weight = torch.atleast_1d(tensors[name].data)
         for rows, added in zip(weight.split(_ROWS), torch.atleast_1d(delta).split(_ROWS), strict=True):

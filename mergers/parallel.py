@@ -1,5 +1,7 @@
 """Work on many modules at once, with the same bytes for any number of threads."""
 
+import contextlib
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +15,25 @@ Result = TypeVar("Result")
 # glibc's malloc learns from what is freed: after one block of this size, up to twice as much is kept for the next
 # temporary tensors, instead of going back to the system each time, which cost a third of the time.
 _TAUGHT_BYTES = 31 << 20
+
+
+# How many streams a thread has open, and how many threads torch had before the first.
+_open = threading.local()
+
+
+@contextlib.contextmanager
+def _single_threaded() -> Iterator[int]:
+    """Let torch use one thread; yield how many it had. Streams may overlap, and end in any order."""
+    if getattr(_open, "count", 0) == 0:
+        _open.count, _open.threads = 0, torch.get_num_threads()
+    _open.count += 1
+    torch.set_num_threads(1)
+    try:
+        yield _open.threads
+    finally:
+        _open.count -= 1
+        if _open.count == 0:
+            torch.set_num_threads(_open.threads)
 
 
 def map_modules(
@@ -34,10 +55,8 @@ def map_modules(
             return function(item)
 
     torch.empty(_TAUGHT_BYTES, dtype=torch.uint8)
-    threads = torch.get_num_threads()
-    workers = workers or threads
-    torch.set_num_threads(1)
-    try:
+    with _single_threaded() as threads:
+        workers = workers or threads
         if min(workers, len(items)) <= 1:
             for item in items:
                 yield call(item)
@@ -50,5 +69,3 @@ def map_modules(
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
-    finally:
-        torch.set_num_threads(threads)

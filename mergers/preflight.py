@@ -11,7 +11,7 @@ import torch
 
 from mergers.merger import Merger
 from mergers.output.truncation import rounding_error, truncate
-from mergers.spaces import Core, Full, KnOTS
+from mergers.spaces import Core, KnOTS
 from mergers.updates import Adapter, DenseUpdate, LowRankUpdate, Update
 
 # Trials grow from a share of these: steps of a QR, and entries over all tasks. None is begun that should end after
@@ -162,11 +162,8 @@ def _piece(merger: Merger, updates: Sequence[Update]) -> _Piece:
     rows, columns = (*updates[0].shape, 1)[:2]
     ranks = sum(min(update.rank, rows, columns) for update in updates)
     p, q = rows, columns
-    if len(updates[0].shape) == 2 and not isinstance(merger.space, Full):
-        if not (isinstance(merger.space, KnOTS) and merger.space.concatenate == "outputs"):
-            p = min(rows, ranks)
-        if not isinstance(merger.space, KnOTS) or merger.space.concatenate == "outputs":
-            q = min(columns, ranks)
+    if len(updates[0].shape) == 2:
+        p, q = merger.space.sizes(rows, columns, ranks)
     return _Piece(rows, columns, len(updates), ranks, p, q)
 
 
@@ -197,7 +194,10 @@ def _working_bytes(merger: Merger, piece: _Piece, rank: int | None, full_model: 
     aligning = 8 * (3 * piece.ranks * sides + 6 * piece.ranks**2) if merger.space.costly and piece.columns > 1 else 0
     entrywise = _entrywise(merger)
     factored = merger.space.low_rank(dense_coordinates=entrywise)
-    merging = 4 * entries if entrywise else 8 * 4 * piece.ranks * (piece.p + piece.q)
+    if entrywise:
+        merging = 4 * entries * merger.method.working_tensors(piece.tasks)
+    else:
+        merging = 8 * 4 * piece.ranks * (piece.p + piece.q)
     finishing = 0
     if merger.finish is not None:
         finishing = 8 * 4 * (entries if entrywise else piece.ranks * (piece.p + piece.q))

@@ -1,5 +1,6 @@
 """One merge at work: module by module, on several threads, with little held at a time."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ class MergeRun:
         adapters: One a task, checked.
         merge: ``merger.method.merge``, or what takes its place.
         encode: ``merger.space.encode``, or what takes its place.
-        progress: Called as the work goes on.
+        progress: Called as the work goes on, on the thread that consumes the results.
         device: Where the work is done; None leaves it where the adapters are.
     """
 
@@ -59,9 +60,11 @@ class MergeRun:
         self.progress = progress
         self.device = device
         self._frames: dict[str, Encoded] = {}
+        self._caller = threading.get_ident()
 
     def results(self, then: Then | None = None) -> Iterator[tuple[str, Any]]:
         """Yield each module with its merged update on the CPU, or with what ``then`` made of the update."""
+        self._caller = threading.get_ident()
         if self.merger.space.costly:
             # Factored coordinates are about as large as the adapters, so all modules' are kept; what a method makes
             # of them lives for a block of rows at a time.
@@ -79,11 +82,14 @@ class MergeRun:
         yield from zip(self.modules, self._each("merge", merged), strict=True)
 
     def _each(self, stage: str, function: Callable[[str], Any]) -> Iterable[Any]:
-        """Call ``function`` with every module, on several threads; yield the results in order, and report them."""
+        """Call ``function`` with every module, on several threads; yield the results in order, and report them.
+
+        A pass that a worker begins (see `TrimmedVote`) is not reported.
+        """
         on_device = self.device is not None and torch.device(self.device).type != "cpu"
         results = map_modules(function, self.modules, workers=1 if on_device else None)
         for done, result in enumerate(results, start=1):
-            if self.progress is not None:
+            if self.progress is not None and threading.get_ident() == self._caller:
                 self.progress(stage, done, len(self.modules))
             yield result
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mergers.errors import SheetbendError
-from mergers.functional.linalg import SVD, Factors, svd_of_matrix, svd_of_product
+from mergers.functional.linalg import SVD, Factors, sum_of_squares, svd_of_matrix, svd_of_product
 from mergers.hashing import Digest
 from mergers.parallel import map_modules
 
@@ -196,7 +196,7 @@ class DenseUpdate(Update):
 
     def squared_norm(self) -> float:
         """Return the sum of squares of ``delta``."""
-        return float(self.dense().double().square().sum())
+        return sum_of_squares(self.dense())
 
     def scaled(self, factor: float) -> "DenseUpdate":
         """Return ``factor * delta`` in float32."""

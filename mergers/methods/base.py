@@ -47,6 +47,10 @@ class Method(ABC):
         """
         return None
 
+    def working_tensors(self, tasks: int) -> int:
+        """Return how many float32 tensors of the coordinates' shape are held, where these are dense; for estimates."""
+        return 1
+
     @abstractmethod
     def merge(self, coordinates: Sequence[Update], coefficients: Sequence[float], survey: Any) -> Update:
         """Merge one module.
@@ -91,6 +95,10 @@ class SpectralMethod(Method):
         if len(coordinates[0].shape) == 1:
             return weighted_sum(coordinates, [coefficient / len(coefficients) for coefficient in coefficients])
         return self.merge_matrices(coordinates, coefficients)
+
+    def working_tensors(self, tasks: int) -> int:
+        """Return three float64 ones a task: U, V and what is decomposed."""
+        return 2 * 3 * tasks
 
     @abstractmethod
     def merge_matrices(self, coordinates: Sequence[Update], coefficients: Sequence[float]) -> Update:

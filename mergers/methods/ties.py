@@ -133,7 +133,10 @@ class Ties(EntrywiseMethod):
                 for values in task_blocks(coordinates)
             )
 
-        return TrimmedVote(thresholds, lambda: sum(each_module(total_sign)))
+        vote = TrimmedVote(thresholds, lambda: sum(each_module(total_sign)))
+        if self.sign == "counts":  # ties are the rule there: count while all threads are at it
+            vote.total()
+        return vote
 
 
 def _trimmed(values: Sequence[Tensor], thresholds: Sequence[float]) -> list[Tensor]:

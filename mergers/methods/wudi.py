@@ -58,6 +58,10 @@ class Wudi(SpectralMethod):
         """Whether it takes Adam's steps, which leave no low rank."""
         return self.solver == "adam"
 
+    def working_tensors(self, tasks: int) -> int:
+        """Return what Adam holds, and the decompositions before it where these are of dense updates."""
+        return 7
+
     def merge_matrices(self, coordinates: Sequence[Update], coefficients: Sequence[float]) -> Update:
         """Return the merged matrix: low-rank where the coordinates are and the solver is "exact"."""
         inputs, targets = _least_squares(coordinates, coefficients)

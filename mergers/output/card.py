@@ -40,11 +40,15 @@ def model_card(summary: MergeSummary) -> str:
         low, high = facts["ranks"]
         rank = str(low) if low == high else f"{low} to {high}"
         lines.append(f"| {facts['name']} | {facts['modules']} | {rank} | `{facts['content_hash']}` |")
-    lines += ["", *_numbers(summary)]
+    lines += ["", *_numbers(summary), ""]
+    if full_model:
+        lines.append("It loads as its base model does: `from_pretrained(folder)`.")
+    else:
+        lines.append("It loads onto its base model: `PeftModel.from_pretrained(base_model, folder)`.")
     if summary.heads:
         lines += [
             "",
-            "Each task keeps the head it was trained with, in `heads/`; heads are not merged: "
+            "Each task keeps the head it was trained with, in `heads/<task>.safetensors`; heads are not merged: "
             + ", ".join(summary.heads),
         ]
     if summary.notes:
@@ -66,8 +70,20 @@ def _numbers(summary: MergeSummary) -> list[str]:
                 f"- relative error of the truncation to rank {summary.settings['rank']}: "
                 f"{summary.truncation_error:.3%} (largest: {worst})"
             )
-    lines.append(f"- relative error of rounding to {summary.settings['dtype']}: {summary.rounding_error:.2e}")
+    dtype = summary.settings["dtype"] if summary.ranks is not None else "the model's own dtype"
+    lines.append(f"- relative error of rounding to {dtype}: {_percent(summary.rounding_error)}")
     return lines
+
+
+def _percent(error: float) -> str:
+    """Return a relative error as it is read at a glance; sheetbend_merge.json has all digits.
+
+    >>> _percent(0.00219), _percent(3e-8), _percent(0.0)
+    ('0.219%', 'under 0.001%', 'none')
+    """
+    if not error:
+        return "none"
+    return f"{error:.3%}" if error >= 5e-6 else "under 0.001%"
 
 
 def _quoted(name: str) -> str:

@@ -75,12 +75,17 @@ def save_merged(
     """
     adapters = align(adapters, missing)
     path = Path(path)
-    merger.check(adapters, same_base=same_base)
+    merger.check(adapters, same_base, for_task, device)
     facts = common_facts(adapters)
     require_savable(merger, adapters, rank, base_model, dtype)
     check_target(path, (base_model,) if base_model is not None else ())
-    heads = heads_of(adapters)
-    settings = {"rank": rank, "coefficients": merger.coefficients, "dtype": "the model's own"}
+    heads = heads_of(adapters, for_task)
+    settings = {
+        "rank": rank,
+        "coefficients": merger.coefficients,
+        "dtype": "the model's own",
+        "for_task": for_task,
+    }
     notes = list(facts["metadata"].get("notes", []))
     options = {
         "same_base": same_base,
@@ -105,7 +110,7 @@ def save_merged(
             modules = _write_factors(folder, merger.stream(adapters, then=then, **options), adapters[0], facts)
         summary = MergeSummary(
             path=str(path),
-            merger=str(merger),
+            merger=_recipe(merger, for_task),
             settings=settings,
             adapters=[adapter_facts(adapter) for adapter in adapters],
             modules=modules,
@@ -126,7 +131,7 @@ def save_result(
         merged.merger.require_low_rank()
         raise SheetbendError(_DENSE.format(what="the merged updates"))
     check_target(path)
-    heads = heads_of(merged.sources)
+    heads = heads_of(merged.sources, merged.for_task)
     facts = {"base_model": merged.base_model, "metadata": merged.metadata}
     dtype = dtype or SAVED_DTYPES.get(merged.metadata.get("dtype"), torch.float32)
     modules = list(merged)
@@ -137,11 +142,12 @@ def save_result(
         numbers = _write_factors(folder, zip(modules, factored, strict=True), merged, facts)
         summary = MergeSummary(
             path=str(path),
-            merger=str(merged.merger),
+            merger=_recipe(merged.merger, merged.for_task),
             settings={
                 "rank": rank,
                 "coefficients": merged.merger.coefficients,
                 "dtype": str(dtype).removeprefix("torch."),
+                "for_task": merged.for_task,
             },
             adapters=[adapter_facts(adapter) for adapter in merged.sources],
             modules=numbers,
@@ -258,9 +264,14 @@ def check_target(path: Path, inputs: Sequence[str | Path] = ()) -> None:
             raise SheetbendError(f"{path} and the input {source} lie in each other; give another folder for the merge")
 
 
-def heads_of(adapters: Sequence[Adapter]) -> dict[str, dict[str, Tensor]]:
-    """Return each task's own head, by task name; they are kept, not merged."""
-    heads = {adapter.name: adapter.heads for adapter in adapters if adapter.heads}
+def _recipe(merger: "Merger", for_task: str | None) -> str:
+    """Return the merge in one line."""
+    return str(merger) if for_task is None else f"{merger}, for {for_task} alone"
+
+
+def heads_of(adapters: Sequence[Adapter], for_task: str | None = None) -> dict[str, dict[str, Tensor]]:
+    """Return each task's own head, by task name, or that of one task; they are kept, not merged."""
+    heads = {a.name: a.heads for a in adapters if a.heads and for_task in (None, a.name)}
     for task in heads:
         if not re.fullmatch(r"[\w+-][\w.+-]*", task):
             raise SheetbendError(

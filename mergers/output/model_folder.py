@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mergers.adapters.differences import Stored, stored_tensors
-from mergers.adapters.files import reading
+from mergers.adapters.files import read_json, reading
 from mergers.adapters.kinds import as_it_lies, kind_of, lying_shape
 from mergers.adapters.names import listed, module_name, renamings
 from mergers.errors import SheetbendError
+from mergers.functional.linalg import sum_of_squares
 from mergers.output.summary import MERGE_FILE, ModuleNumbers
 from mergers.updates import Update
 
@@ -75,7 +75,25 @@ def find_places(
                 "that they were trained on"
             )
         places[module] = Place(stored, turned)
+    _refuse_tied(path, places, metadata)
     return places
+
+
+def _refuse_tied(folder: Path, places: Mapping[str, Place], metadata: Mapping[str, Any]) -> None:
+    """Raise for a LoRA on an embedding that the model also uses as its output layer, or on that layer.
+
+    In the file there is one tensor for both; PEFT adapts one of them.
+    """
+    config = folder / "config.json"
+    if not config.is_file() or read_json(config).get("tie_word_embeddings") is not True:
+        return
+    for module, place in places.items():
+        kind = kind_of(metadata, module)
+        if kind == "embedding" or (kind == "linear" and module.rpartition(".")[2] in ("lm_head", "embed_out")):
+            raise SheetbendError(
+                f"{folder}: {place.stored.key} is tied (tie_word_embeddings in config.json), and a LoRA on {module} "
+                "changes one of its two uses; untie the weights of the model first"
+            )
 
 
 def copy_model(source: Path, target: Path) -> list[str]:
@@ -129,16 +147,20 @@ class ModelPatch:
                 weight.copy_(total)
                 if not torch.isfinite(weight).all():
                     raise SheetbendError(f"{stored.key}: base and update together do not fit {dtype}")
-                os.pwrite(handle, content, place)
-                squared_norm += _squares(part)
-                rounding += _squares(weight.to(total.dtype) - total)
+                _write_all(handle, content, place)
+                squared_norm += sum_of_squares(part)
+                rounding += sum_of_squares(weight.to(total.dtype) - total)
         finally:
             os.close(handle)
         return ModuleNumbers(rank=None, squared_norm=squared_norm, truncation=0.0, rounding=rounding)
 
 
-def _squares(values: Tensor) -> float:
-    return float(torch.linalg.vector_norm(values, dtype=torch.float64).square())
+def _write_all(handle: int, content: bytearray, place: int) -> None:
+    """Write all of ``content`` at ``place``: the system may take a part at a time."""
+    rest = memoryview(content)
+    while rest:
+        written = os.pwrite(handle, rest, place)
+        rest, place = rest[written:], place + written
 
 
 def _offsets(path: Path) -> dict[str, int]:

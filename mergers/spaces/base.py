@@ -56,6 +56,16 @@ class Space(ABC):
     def encode(self, updates: Sequence[Update]) -> Encoded:
         """Write the updates of one weight matrix, one a task, in this space."""
 
+    def sizes(self, rows: int, columns: int, ranks: int) -> tuple[int, int]:
+        """Return the largest shape that coordinates can have; for estimates of time and memory.
+
+        Args:
+            rows: Of the weight.
+            columns: Of the weight.
+            ranks: Sum over the tasks.
+        """
+        return rows, columns
+
     @abstractmethod
     def low_rank(self, dense_coordinates: bool) -> bool:
         """Return whether merged low-rank updates come out low-rank.

@@ -34,6 +34,10 @@ class Core(Space):
         coordinates: list[Update] = [LowRankUpdate(A=A.T, B=B) for A, B in zip(As, Bs, strict=True)]
         return Encoded(coordinates, left.U.float(), right.U.T.float())
 
+    def sizes(self, rows: int, columns: int, ranks: int) -> tuple[int, int]:
+        """Return (min(out, R), min(in, R))."""
+        return min(rows, ranks), min(columns, ranks)
+
     def low_rank(self, dense_coordinates: bool) -> bool:
         """Return True: rank sum(r_i) at most."""
         return True

@@ -68,6 +68,10 @@ class KnOTS(Space):
             return Encoded([LowRankUpdate(A=right, B=left) for left, right in V], left=U)
         return Encoded([LowRankUpdate(A=left.T, B=right.T) for left, right in V], right=U.T)
 
+    def sizes(self, rows: int, columns: int, ranks: int) -> tuple[int, int]:
+        """Return (min(out, R), in), or (out, min(in, R)) over outputs."""
+        return (min(rows, ranks), columns) if self.concatenate == "inputs" else (rows, min(columns, ranks))
+
     def low_rank(self, dense_coordinates: bool) -> bool:
         """Return True: rank k = sum(r_i) at most."""
         return True

@@ -1,5 +1,6 @@
 """Properties of merging, and what Merger refuses."""
 
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -301,3 +302,38 @@ def test_ties_that_the_coefficients_would_hide_are_broken_all_the_same(trim):
     two = Adapter({"m": DenseUpdate(torch.tensor([[-2.0, -1.0, -1.0]]))}, "two")
     merged = Merger("full", Ties(density=1.0, trim=trim, aggregate="sum"), coefficients=[0.0, 1.0]).merge([one, two])
     assert merged.dense()["m"].tolist() == [[-2.0, -1.0, -1.0]]
+
+
+def test_streams_that_overlap_leave_torchs_threads_as_they_were():
+    adapters = random_adapters(2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        one, two = Merger().stream(adapters), Merger().stream(adapters)
+        next(one), next(two)
+        list(one)
+        list(two)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(SheetbendError, match="device is 'nonsense'"):
+        Merger().merge(random_adapters(2), device="nonsense")
+    adapters = random_adapters(2)
+    assert_same(
+        Merger("knots", "ties").merge(adapters, device="cpu").dense(), Merger("knots", "ties").merge(adapters).dense()
+    )
+
+
+@pytest.mark.parametrize("sign", ["values", "counts"])
+def test_progress_is_told_by_the_thread_that_asks(sign):
+    """Opposite adapters tie in every entry, so that signs are counted, in a pass of its own, while merging."""
+    [one] = random_adapters(1)
+    two = Adapter({module: update.scaled(-1.0) for module, update in one.items()}, "other")
+    threads = set()
+    Merger("full", Ties(density=1.0, sign=sign)).merge(
+        [one, two], progress=lambda *_: threads.add(threading.get_ident())
+    )
+    assert threads == {threading.get_ident()}

@@ -123,3 +123,12 @@ def test_adapters_are_ordered_maps():
     assert len(adapter) == 2
     assert "'task_0', 2 modules" in repr(adapter)
     assert adapter.label == "task_0"
+
+
+def test_a_sum_that_overflows_float16_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 2, bias=False)).half()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    updates = {"0": LowRankUpdate(torch.ones(1, 4), torch.ones(3, 1)), "1": DenseUpdate(torch.full((2, 3), 1e6))}
+    with pytest.raises(SheetbendError, match=r"1\.weight and its update together do not fit torch\.float16"):
+        apply_adapter(Adapter(updates, "a"), model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

@@ -15,6 +15,7 @@ from mergers import (
     LowRankUpdate,
     Merger,
     SheetbendError,
+    TallMasks,
     Ties,
     load_adapter,
     load_difference,
@@ -320,3 +321,41 @@ def test_missing_modules_may_count_as_zero(tmp_path):
     torch.testing.assert_close(merged["layers.0.v"], one["layers.0.v"].dense() / 2)
     summary = save_merged(Merger(), [one, two], tmp_path / "merged", missing="zero")
     assert any("layers.0.v" in note for note in summary.notes)
+
+
+@pytest.mark.parametrize("rank", [24, 40])
+def test_truncation_from_the_span_of_the_sources_is_near_the_best(rank):
+    """TIES of random adapters, whose span is wider (rank 24) or narrower (rank 40) than what is iterated."""
+    adapters = random_adapters(6, {"m": (320, 300)}, ranks=8)
+    merged = Merger("full", Ties(density=0.3)).merge(adapters)
+    delta = merged.dense()["m"]
+    best = torch.linalg.svdvals(delta.double())[rank:].norm().item()
+    error = (merged.truncated(rank).dense()["m"] - delta).norm().item()
+    assert best * 0.9999 <= error <= 1.005 * best
+
+
+def test_a_lora_on_tied_embeddings_is_refused(tmp_path):
+    (tmp_path / "base").mkdir()
+    save_file({"model.embed_tokens.weight": torch.zeros(9, 4)}, tmp_path / "base/model.safetensors")
+    (tmp_path / "base/config.json").write_text('{"tie_word_embeddings": true}')
+    adapter = random_adapter("a", {"model.embed_tokens": (4, 9)}, 2, kinds={"model.embed_tokens": "embedding"})
+    with pytest.raises(SheetbendError, match=r"embed_tokens.*tied"):
+        save_merged(Merger(), [adapter], tmp_path / "merged", base_model=tmp_path / "base")
+    (tmp_path / "base/config.json").write_text('{"tie_word_embeddings": false}')
+    save_merged(Merger(), [adapter], tmp_path / "merged", base_model=tmp_path / "base")
+    result = load_file(tmp_path / "merged/model.safetensors")["model.embed_tokens.weight"]
+    torch.testing.assert_close(result, adapter["model.embed_tokens"].dense().T)
+
+
+def test_one_tasks_own_model_says_so_and_keeps_its_head_alone(tmp_path):
+    adapters = random_adapters(3)
+    for adapter in adapters:
+        adapter.heads["w"] = torch.ones(1)
+    merger = Merger("full", TallMasks())
+    summary = save_merged(merger, adapters, tmp_path / "one", rank=2, for_task="task_1")
+    assert summary.heads == ["task_1"]
+    assert "for task_1 alone" in (tmp_path / "one/README.md").read_text()
+    merger.merge(adapters, for_task="task_1").save(tmp_path / "two", rank=2)
+    assert (tmp_path / "one/README.md").read_bytes() == (tmp_path / "two/README.md").read_bytes()
+    with pytest.raises(SheetbendError, match="for_task is 'task_9'"):
+        save_merged(merger, adapters, tmp_path / "three", rank=2, for_task="task_9")
