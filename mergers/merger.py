@@ -50,7 +50,7 @@ class Merger:
         if self.finish is not None:
             set_field(self, "finish", resolve(self.finish, "mergers.finishes", Finish))
         for step in self.steps:
-            if (isinstance(step, Finish) or step.spectral) and not self.space.keeps_singular_values:
+            if step.needs_norms and not self.space.keeps_singular_values:
                 raise SheetbendError(
                     f"{step} acts on singular values or norms, which the coordinates in {self.space} do not have; "
                     "use KnOTS(scale_by_singular_values=True), or another space"

@@ -1,15 +1,16 @@
 """What a finish is."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from mergers.updates import Update
 
 
 class Finish(ABC):
-    """What changes the merged coordinates before they are decoded.
+    """What changes the merged coordinates before they are decoded."""
 
-    It acts on singular values, so the space must keep those of the updates.
-    """
+    #: Whether it needs singular values or norms, so that the coordinates must have those of the update.
+    needs_norms: ClassVar[bool] = True
 
     @abstractmethod
     def finish(self, merged: Update) -> Update:

@@ -28,7 +28,7 @@ class Method(ABC):
     """What merges the coordinates of T tasks into one."""
 
     #: Whether it needs singular values or norms, so that the coordinates must have those of the update.
-    spectral: ClassVar[bool] = False
+    needs_norms: ClassVar[bool] = False
 
     #: Whether `task_specific` makes a model for each task.
     has_task_models: ClassVar[bool] = False

@@ -30,7 +30,7 @@ class IsoCTS(SpectralMethod):
         common_fraction: Fraction of the directions that come from the sum, in [0, 1]; at 1 this is Iso-C.
     """
 
-    spectral: ClassVar[bool] = True
+    needs_norms: ClassVar[bool] = True
 
     common_fraction: float = 0.8
 

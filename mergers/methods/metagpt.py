@@ -20,7 +20,7 @@ class MetaGPT(LinearMethod):
     (arXiv 2406.11385).
     """
 
-    spectral: ClassVar[bool] = True
+    needs_norms: ClassVar[bool] = True
 
     def survey(self, each_module: EachModule) -> list[float]:
         """Return lambda of each task."""

@@ -39,7 +39,7 @@ class Wudi(SpectralMethod):
         lr: Of Adam.
     """
 
-    spectral: ClassVar[bool] = True
+    needs_norms: ClassVar[bool] = True
 
     solver: Solver = "adam"
     steps: int = 300

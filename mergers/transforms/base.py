@@ -17,7 +17,7 @@ class Transform(ABC):
     entrywise: ClassVar[bool] = False
 
     #: Whether it acts on singular values, so that the coordinates must have those of the update.
-    spectral: ClassVar[bool] = False
+    needs_norms: ClassVar[bool] = False
 
     @abstractmethod
     def transform(self, coordinates: Update, task: str, module: str) -> Update:

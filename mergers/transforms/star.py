@@ -21,7 +21,7 @@ class Star(Transform):
         eta: Percentage of the nuclear norm that the kept singular values hold at least, in (0, 100].
     """
 
-    spectral: ClassVar[bool] = True
+    needs_norms: ClassVar[bool] = True
 
     eta: float = 40.0
 

@@ -49,7 +49,7 @@ def everywhere(methods=METHODS, finishes=None, spaces=SPACES):
         for space in spaces
         for method in methods
         for finish in finishes or [None]
-        if space != UNSCALED or not (method.spectral or finish)
+        if space != UNSCALED or not (method.needs_norms or finish)
     ]
     names = ("space", "method", "finish") if finishes else ("space", "method")
     return pytest.mark.parametrize(names, [case[: len(names)] for case in cases], ids=str)
@@ -306,7 +306,7 @@ def test_own_models_are_refused_by_name(method, task, words):
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method.spectral], ids=str)
+@pytest.mark.parametrize("method", [method for method in METHODS if method.needs_norms], ids=str)
 def test_what_needs_norms_is_refused_where_there_are_none(method):
     with pytest.raises(SheetbendError, match=r"acts on singular values or norms.*another space"):
         Merger(UNSCALED, method)
