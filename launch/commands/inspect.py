@@ -5,6 +5,7 @@ import json
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,20 +105,28 @@ def show_all(screen: "Console", adapters: "Sequence[Adapter]", found: "Analysis"
     screen.print()
     for line in base_lines(adapters):
         screen.print(line)
-    tables = [_pair_table(found)] if found.pairs else []
+    tables = [_pair_table(found)] if _compared(found) else []
     for each in [*tables, *(_layer_tables(found) if by_layer else [])]:
         screen.print()
         show(screen, each)
     screen.print()
     for note in dict.fromkeys(note for adapter in adapters for note in adapter.metadata.get("notes", [])):
-        screen.print(f"note: {note}")
+        show(screen, f"note: {note}")
+    if len({adapter.base_model for adapter in adapters if adapter.base_model}) > 1:
+        show(screen, "note: the base models differ; a merge takes that only as two names of one model (--same-base)")
     if found.skipped:
-        screen.print(
+        show(
+            screen,
             f"note: {len(found.skipped)} modules are not in all adapters in one shape, and not compared: "
-            f"{', '.join(found.skipped[:3])}{' ...' if len(found.skipped) > 3 else ''}"
+            f"{', '.join(found.skipped[:3])}{' ...' if len(found.skipped) > 3 else ''}",
         )
     for line in meaning(found):
-        screen.print(line)
+        show(screen, line)
+
+
+def _compared(found: "Analysis") -> bool:
+    """Return whether the adapters have any module in common."""
+    return bool(found.pairs and found.pairs[0].modules)
 
 
 def _own_table(adapters: "Sequence[Adapter]", found: "Analysis") -> Any:
@@ -153,22 +162,29 @@ def _overlap(value: float | None, chance: float | None) -> str:
 
 
 def _layer_tables(found: "Analysis") -> Iterator[Any]:
-    """Yield a table of the modules of all adapters, and one of those of all pairs together."""
+    """Yield a table of the modules of all adapters, and one of those of all pairs together.
+
+    What all names begin with is yielded before them, and left out of the tables: names are long, and lines are not.
+    """
     from launch.commands.screen import table
 
+    names = list(dict.fromkeys(module for modules in found.adapters.values() for module in modules))
+    start = _shared_start(names)
+    if start:
+        yield f"modules of {start.removesuffix('.')}:"
     own = table("module", "adapter", "rank", "eff. rank", "norm", left=2)
-    for module in dict.fromkeys(module for modules in found.adapters.values() for module in modules):
-        shown = module
+    for module in names:
+        shown = module.removeprefix(start)
         for name, modules in found.adapters.items():
             if module in modules:
                 facts = modules[module]
                 own.add_row(shown, name, str(facts.rank), _number(facts.effective_rank, ".1f"), f"{facts.norm:.4g}")
                 shown = ""
     yield own
-    if found.pairs:
+    if _compared(found):
         pairs = table("module", "pair", "cosine", "inputs", "outputs", "signs", "weighted", left=2)
         for module in found.pairs[0].modules:
-            shown = module
+            shown = module.removeprefix(start)
             for pair in found.pairs:
                 row = _pair_row(found, pair, module)
                 pairs.add_row(
@@ -182,6 +198,17 @@ def _layer_tables(found: "Analysis") -> Iterator[Any]:
                 )
                 shown = ""
         yield pairs
+
+
+def _shared_start(names: Sequence[str]) -> str:
+    """Return the parts that all names of modules begin with, but for each one's last.
+
+    >>> _shared_start(["model.layers.0.q_proj", "model.layers.0.v_proj", "model.layers.1.q_proj"])
+    'model.layers.'
+    """
+    above = [name.split(".")[:-1] for name in names]
+    same = takewhile(lambda parts: len(set(parts)) == 1, zip(*above, strict=False)) if len(names) > 1 else ()
+    return "".join(f"{parts[0]}." for parts in same)
 
 
 def _pair_row(found: "Analysis", pair: Any, module: str) -> dict[str, Any]:
@@ -207,6 +234,8 @@ def meaning(found: "Analysis") -> list[str]:
     """Return what the numbers mean for merging, in a few lines of words."""
     if not found.pairs:
         return ["One adapter by itself; give two or more to see how they get on."]
+    if not _compared(found):
+        return ["They have no module in common: there is nothing to compare, and nothing that a merge could join."]
     lines = []
     pairs = sorted(found.pairs, key=lambda pair: pair.cosine)
     low, high = pairs[0], pairs[-1]
@@ -223,9 +252,10 @@ def meaning(found: "Analysis") -> list[str]:
     elif low.cosine >= 0.5:
         lines.append("The updates largely agree: a mean keeps most of each, and a sum overshoots.")
     else:
+        first, last = f"{low.cosine:.2f}", f"{high.cosine:.2f}"
         lines.append(
-            f"The updates agree in part (cosine {low.cosine:.2f} to {high.cosine:.2f}): a sum overshoots where they "
-            "agree, so coefficients below 1 are worth a search."
+            f"The updates agree in part (cosine {first if first == last else f'{first} to {last}'}): a sum overshoots "
+            "where they agree, so coefficients below 1 are worth a search."
         )
     lines.append(_meaning_of_overlap(found))
     norms = {name: found.norm(name) for name in found.adapters}

@@ -285,6 +285,7 @@ class _Merge:
             estimate = self._estimate(aligned)
             report.preflight(self.screen, self, aligned, estimate)
         if value_of(self.options, "dry_run", False):
+            self.screen.print("dry run: nothing was written")
             return
         self._check_space(aligned, estimate)
         started = time.perf_counter()

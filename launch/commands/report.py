@@ -48,9 +48,9 @@ def preflight(screen: Console, plan: Any, adapters: "Sequence[Adapter]", estimat
     show(screen, facts(*rows, ("expected", expected)))
     free = available_memory()
     if free is not None and estimate.peak - estimate.resident > free:
-        screen.print(f"note: this machine has {size(free)} of memory left, which may not be enough")
+        show(screen, f"note: this machine has {size(free)} of memory left, which may not be enough")
     for note in adapters[0].metadata.get("notes", [])[:_MOST_NOTES]:
-        screen.print(f"note: {note}")
+        show(screen, f"note: {note}")
     screen.print()
 
 
@@ -105,7 +105,7 @@ def summary(screen: Console, done: "MergeSummary", adapters: "Sequence[Adapter]"
     if screen.quiet:
         return
     norms = ", ".join(f"{name} {norm:.4g}" for name, norm in _norms(adapters))
-    rows = [("norm", f"{done.norm:.4g} merged; {norms}")]
+    rows = [("norm", f"{done.norm:.4g} merged" + (f"; {norms}" if norms else ""))]
     if done.ranks is not None:
         rows.insert(0, ("rank", f"{span(list(done.ranks))} in {len(done.modules)} modules"))
         rows.append(("error", _errors(done)))
@@ -113,7 +113,7 @@ def summary(screen: Console, done: "MergeSummary", adapters: "Sequence[Adapter]"
         rows.insert(0, ("modules", f"{len(done.modules)} changed in a copy of the full model"))
         rows.append(("error", _rounding(done.rounding_error, "the model's dtype")))
     if done.heads:
-        rows.append(("heads", f"kept beside it, not merged: {', '.join(done.heads)}"))
+        rows.append(("heads", f"in {done.path}/heads, each as it was, not merged: {', '.join(done.heads)}"))
     peak = peak_memory()
     rows.append(("took", duration(seconds) + (f", peak memory {size(peak)}" if peak else "")))
     rows.append(("written", done.path))
@@ -122,7 +122,7 @@ def summary(screen: Console, done: "MergeSummary", adapters: "Sequence[Adapter]"
     show(screen, facts(*rows))
     for note in done.notes:
         if note not in adapters[0].metadata.get("notes", []):  # those were said before the work
-            screen.print(f"note: {note}")
+            show(screen, f"note: {note}")
 
 
 def _norms(adapters: "Sequence[Adapter]") -> list[tuple[str, float]]:
@@ -146,7 +146,9 @@ def _errors(done: "MergeSummary") -> str:
 
 
 def _rounding(error: float, dtype: str) -> str:
-    return f"{error:.1e} by rounding to {dtype}" if error else "none by rounding"
+    if not error:
+        return "none by rounding"
+    return f"{f'{error:.2%}' if error >= 5e-5 else 'under 0.01%'} by rounding to {dtype}"
 
 
 def _how_to_load(done: "MergeSummary") -> str:

@@ -106,14 +106,23 @@ class _Stages:
     """Knows when a stage begins: there may be several passes of one name."""
 
     def __init__(self) -> None:
-        self._stage, self._done = "", 0
+        self._stage, self._done, self._passes = "", 0, 0
         self._started = time.monotonic()
 
     def begins(self, stage: str, done: int) -> bool:
         """Return whether this is the first report of a stage."""
-        new = stage != self._stage or done <= self._done
+        again = stage == self._stage
+        new = not again or done <= self._done
+        if new:
+            self._passes = self._passes + 1 if again else 1
         self._stage, self._done = stage, done
         return new
+
+    @property
+    def title(self) -> str:
+        """The stage in words, with the number of the pass from the second on."""
+        words = _WORDS.get(self._stage, self._stage)
+        return words if self._passes == 1 else f"{words}, pass {self._passes}"
 
 
 class _Lines(_Stages):
@@ -128,7 +137,7 @@ class _Lines(_Stages):
         if done == total:
             now = time.monotonic()
             took, self._started = now - self._started, now
-            self._screen.print(f"{_WORDS.get(stage, stage)}: {total} modules in {duration(took)}")
+            self._screen.print(f"{self.title}: {total} modules in {duration(took)}")
             self._screen.file.flush()
 
 
@@ -144,5 +153,5 @@ class _Bar(_Stages):
         if self.begins(stage, done) or self._task is None:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(_WORDS.get(stage, stage), total=total)
+            self._task = self._bar.add_task(self.title, total=total)
         self._bar.update(self._task, completed=done)

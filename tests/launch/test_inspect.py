@@ -74,8 +74,9 @@ def test_tables_hold_the_numbers_of_the_library(adapters, capsys):
 def test_modules_one_by_one(adapters, capsys):
     assert "layers.0.q_proj" not in run(capsys, *adapters)
     out = run(capsys, "--by-layer", *adapters)
+    assert "modules of layers:" in out
     for module in SHAPES:
-        assert out.count(module) == 2  # of adapters, and of pairs
+        assert out.count(f"\n{module.removeprefix('layers.')} ") == 2  # of adapters, and of pairs
 
 
 def test_files(adapters, tmp_path, capsys):
@@ -109,7 +110,14 @@ def test_adapters_of_different_modules_are_compared_where_they_can_be(adapters, 
     save_adapter(Adapter(part, "part", base_model="org/other"), tmp_path / "part")
     out = run(capsys, adapters[0], tmp_path / "part")
     assert "1 modules are not in all adapters in one shape, and not compared: layers.1.q_proj" in out
-    assert "base model of part: org/other" in out
+    assert "base model of part: org/other" in out and "note: the base models differ" in out
+
+
+def test_adapters_of_nothing_in_common_are_not_compared(adapters, tmp_path, capsys):
+    save_adapter(Adapter({"elsewhere": low_rank(5)["layers.0.q_proj"]}, "apart"), tmp_path / "apart")
+    out = run(capsys, adapters[0], tmp_path / "apart", "--by-layer")
+    assert "no module in common" in out
+    assert "orthogonal" not in out and "conflict" not in out
 
 
 def said(*adapters):

@@ -85,6 +85,9 @@ def test_the_first_command_of_the_readme(adapters, merged, capsys):
         assert phrase in out
     assert "rank     9 in 2 modules" in out and "PeftModel.from_pretrained" in out
     assert out.index("expected") < out.index("aligning") < out.index("written")
+    passes = [line.partition(":")[0] for line in out.splitlines() if line.startswith("looking")]
+    assert passes[:2] == ["looking at all modules", "looking at all modules, pass 2"]
+    assert len(set(passes)) == len(passes)
 
 
 def test_names_in_any_spelling_are_found(adapters, merged, capsys):
@@ -143,7 +146,7 @@ def test_rank_dtype_and_heads(tmp_path, merged, capsys):
     assert same(merged, Merger("full", "ties"), paths, rank=4, dtype=torch.bfloat16)
     printed = " ".join(out.split())
     assert "by truncation to rank 4 (largest: layers." in printed and "by rounding to bfloat16" in printed
-    assert "heads    kept beside it, not merged: a, b" in out
+    assert f"{merged}/heads, each as it was, not merged: a, b" in printed
     assert (merged / "heads" / "a.safetensors").is_file()
 
 
@@ -192,7 +195,7 @@ def test_dry_run_writes_nothing(adapters, tmp_path, merged, capsys, monkeypatch)
     before = tree(tmp_path)
     words = ["--space", "knots", "--output", merged, "--dry_run"]
     out = run(capsys, "merge", "--adapters", *adapters, *words)
-    assert "expected  peak memory" in out and "written" not in out
+    assert "expected  peak memory" in out and "\nwritten" not in out and out.endswith("nothing was written\n")
     assert "rank 9 at most, exact, float32" in out
     assert tree(tmp_path) == before and not AlignmentCache().entries()
 
