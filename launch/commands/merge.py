@@ -262,6 +262,7 @@ class _Merge:
         self.into = value_of(options, "into")
         self.dtype = getattr(torch, options.dtype) if "dtype" in options else None
         self.options = options
+        self.for_task = value_of(options, "for_task")
         self.same_base = value_of(options, "same_base", False)
         self.missing = value_of(options, "missing", "error")
         self.device = _device(value_of(options, "device"))
@@ -350,7 +351,7 @@ class _Merge:
                     encode=encode,
                     progress=report,
                     device=self.device,
-                    for_task=value_of(self.options, "for_task"),
+                    for_task=self.for_task,
                 )
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):

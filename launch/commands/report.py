@@ -22,7 +22,7 @@ def preflight(screen: Console, plan: Any, adapters: "Sequence[Adapter]", estimat
 
     Args:
         screen: Where to.
-        plan: The run of the command: merger, rank, into, output, wanted, device.
+        plan: The run of the command: merger, rank, into, output, wanted, device, for_task.
         adapters: As they will be merged, under one set of names.
         estimate: Of memory and time.
     """
@@ -42,7 +42,8 @@ def preflight(screen: Console, plan: Any, adapters: "Sequence[Adapter]", estimat
     where = f" on {plan.device}" if plan.device is not None else f" on {threads} thread{'s' * (threads > 1)}"
     time = "" if estimate.seconds is None else f", time {_about(estimate.seconds)}{where}"
     expected = f"peak memory {size(estimate.peak)}{time}"
-    rows = [("merge", str(plan.merger)), ("result", result)]
+    task = f", for {plan.for_task} alone" if plan.for_task else ""
+    rows = [("merge", f"{plan.merger}{task}"), ("result", result)]
     if plan.output is not None:
         rows.append(("output", str(plan.output)))
     show(screen, facts(*rows, ("expected", expected)))

@@ -190,6 +190,11 @@ def test_differences_of_full_checkpoints(tmp_path, merged, capsys):
     )
 
 
+def test_one_tasks_own_model_is_named(adapters, capsys):
+    words = ["--method", "tall-masks", "--for-task", "cars", "--rank", "2", "--dry-run"]
+    assert "Full space, for cars alone\n" in run(capsys, "merge", "--adapters", *adapters, *words)
+
+
 def test_dry_run_writes_nothing(adapters, tmp_path, merged, capsys, monkeypatch):
     monkeypatch.setenv("SHEETBEND_CACHE", str(tmp_path / "cache"))
     before = tree(tmp_path)
