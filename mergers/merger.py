@@ -72,23 +72,7 @@ class Merger:
         'Star(eta=40), then Ties(density=0.3), in KnOTS space, coefficient 0.6'
         """
         steps = ", then ".join(map(_brief, self.steps))
-        scaled = "" if self.coefficients == 1.0 else f", coefficient {self.coefficients}"
-        return f"{steps}, in {_brief(self.space)} space{scaled}"
-
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> "Merger":
-        """Return the merge of that name in `mergers.PRESETS`.
-
-        Args:
-            name: Such as ``knots-ties``.
-            **changes: Fields that differ from the preset's.
-
-        Raises:
-            SheetbendError: There is no preset of that name.
-        """
-        from mergers.presets import preset  # which is made of Mergers
-
-        return preset(name, **changes)
+        return f"{steps}, in {_brief(self.space)} space{_shown(self.coefficients)}"
 
     @property
     def steps(self) -> list[Transform | Method | Finish]:
@@ -253,3 +237,12 @@ def _brief(part: Space | Method | Transform | Finish) -> str:
         or (index == 0 and field.default is not None and not isinstance(part, Space | Finish))
     ]
     return f"{type(part).__name__}({', '.join(shown)})" if shown else type(part).__name__
+
+
+def _shown(coefficients: float | list[float] | dict[str, float]) -> str:
+    """Return what to say of the coefficients, nothing where they are 1."""
+    if isinstance(coefficients, dict):
+        return ", coefficients " + ", ".join(f"{task} {value:g}" for task, value in coefficients.items())
+    if isinstance(coefficients, list | tuple):
+        return ", coefficients " + ", ".join(f"{value:g}" for value in coefficients)
+    return "" if coefficients == 1.0 else f", coefficient {coefficients:g}"

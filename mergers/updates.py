@@ -77,7 +77,7 @@ class Update(ABC):
         return max(total, 0.0)  # factors that cancel leave rounding of either sign
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LowRankUpdate(Update):
     """delta = scale * B @ A.
 
@@ -111,6 +111,9 @@ class LowRankUpdate(Update):
     def rank(self) -> int:
         """r, the number of rows of A."""
         return self.A.shape[0]
+
+    def __repr__(self) -> str:
+        return f"LowRankUpdate({self.shape}, rank={self.rank}, scale={self.scale:g}, {self.A.dtype})"
 
     def factors(self) -> Factors:
         """Return (scale * B, A) in float32; their product is the update."""
@@ -150,7 +153,7 @@ class LowRankUpdate(Update):
         return LowRankUpdate(self.A.to(device), self.B.to(device), self.scale)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DenseUpdate(Update):
     """An update without low-rank structure.
 
@@ -159,6 +162,9 @@ class DenseUpdate(Update):
     """
 
     delta: Tensor
+
+    def __repr__(self) -> str:
+        return f"DenseUpdate({self.shape}, {self.delta.dtype})"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -186,13 +192,18 @@ class DenseUpdate(Update):
 
     def factors(self) -> Factors:
         """Return delta and the identity, with the smaller side between them."""
-        delta = self.dense().reshape(self.shape[0], -1)
+        delta = self._matrix()
         eye = torch.eye(min(delta.shape), device=delta.device)
         return (eye, delta) if delta.shape[0] <= delta.shape[1] else (delta, eye)
 
     def svd(self) -> SVD:
         """Return the decomposition of ``delta``."""
-        return svd_of_matrix(self.dense().reshape(self.shape[0], -1))
+        return svd_of_matrix(self._matrix())
+
+    def _matrix(self) -> Tensor:
+        """Return ``delta`` in float32; a vector as one column."""
+        delta = self.dense()
+        return delta if delta.ndim == 2 else delta[:, None]
 
     def squared_norm(self) -> float:
         """Return the sum of squares of ``delta``."""

@@ -21,6 +21,8 @@ from mergers.updates import Adapter, LowRankUpdate
 _OWN_FILES = {CONFIG_FILE, WEIGHTS_FILE, "README.md"}  # PEFT writes a model card
 #: What the factors of a LoRA adapter may be saved as, by name.
 SAVED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+# For these PEFT expects the classifier among the weights; heads of merged tasks are kept apart.
+_TASKS_WITH_HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
 def save_adapter(adapter: Adapter, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -98,12 +100,13 @@ def peft_config(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:
     counts = Counter(ranks.values())
     rank = min(counts, key=lambda value: (-counts[value], value))
     pattern = {f"^{re.escape(module)}": value for module, value in ranks.items() if value != rank}
+    task_type = adapter.metadata.get("task_type")
     selection = adapter.metadata.get("selection") or {}
     if not all(_selects(selection.get("target_modules"), module) for module in ranks):
         selection = {"target_modules": list(ranks)}
     return {
         "peft_type": "LORA",
-        "task_type": adapter.metadata.get("task_type"),
+        "task_type": None if task_type in _TASKS_WITH_HEADS else task_type,
         "base_model_name_or_path": adapter.base_model,
         "r": rank,
         "lora_alpha": rank,

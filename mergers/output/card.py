@@ -39,7 +39,8 @@ def model_card(summary: MergeSummary) -> str:
     for facts in summary.adapters:
         low, high = facts["ranks"]
         rank = str(low) if low == high else f"{low} to {high}"
-        lines.append(f"| {facts['name']} | {facts['modules']} | {rank} | `{facts['content_hash']}` |")
+        name = facts["name"].replace("|", "\\|")
+        lines.append(f"| {name} | {facts['modules']} | {rank} | `{facts['content_hash']}` |")
     lines += ["", *_numbers(summary), ""]
     if full_model:
         lines.append("It loads as its base model does: `from_pretrained(folder)`.")

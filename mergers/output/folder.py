@@ -20,7 +20,7 @@ from mergers.errors import SheetbendError
 from mergers.files import atomic_folder, write_safetensors
 from mergers.output.card import model_card
 from mergers.output.model_folder import ModelPatch, copy_model, find_places
-from mergers.output.summary import MERGE_FILE, MergeSummary, ModuleNumbers, adapter_facts
+from mergers.output.summary import MERGE_FILE, MergeSummary, ModuleNumbers, adapter_facts, truncation_notes
 from mergers.output.truncation import require_rank, rounding_error, truncate
 from mergers.parallel import map_modules
 from mergers.updates import Adapter, LowRankUpdate, Update
@@ -115,7 +115,7 @@ def save_merged(
             adapters=[adapter_facts(adapter) for adapter in adapters],
             modules=modules,
             heads=sorted(heads),
-            notes=notes,
+            notes=notes + truncation_notes(modules),
         )
         _write_rest(folder, summary, heads)
     return summary
@@ -152,7 +152,7 @@ def save_result(
             adapters=[adapter_facts(adapter) for adapter in merged.sources],
             modules=numbers,
             heads=sorted(heads),
-            notes=list(merged.metadata.get("notes", [])),
+            notes=list(merged.metadata.get("notes", [])) + truncation_notes(numbers),
         )
         _write_rest(folder, summary, heads)
     return summary
@@ -250,6 +250,10 @@ def check_target(path: Path, inputs: Sequence[str | Path] = ()) -> None:
     Raises:
         SheetbendError: Something else stands there.
     """
+    try:
+        path.resolve()
+    except (RuntimeError, ValueError) as error:  # a link to itself, or a name that no file can have
+        raise SheetbendError(f"{str(path)!r} is no place for a folder ({error}); give another folder") from None
     if path.exists() and not path.is_dir():
         raise SheetbendError(f"{path} is a file; give a new folder for the merge")
     if path.is_dir():

@@ -27,7 +27,7 @@ class ModuleNumbers(NamedTuple):
     rounding: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MergeSummary:
     """What a merge gave.
 
@@ -48,6 +48,13 @@ class MergeSummary:
     modules: Mapping[str, ModuleNumbers]
     heads: Sequence[str] = ()
     notes: Sequence[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        ranks = f"ranks {self.ranks[0]} to {self.ranks[1]}" if self.ranks else "a full model"
+        return (
+            f"MergeSummary({self.path!r}, {len(self.modules)} modules, {ranks}, norm={self.norm:.4g}, "
+            f"truncation_error={self.truncation_error:.4g}, rounding_error={self.rounding_error:.4g})"
+        )
 
     @property
     def ranks(self) -> tuple[int, int] | None:
@@ -105,6 +112,19 @@ class MergeSummary:
     def _relative(self, kind: str) -> float:
         total = sum(getattr(numbers, kind) for numbers in self.modules.values())
         return math.sqrt(total) / self.norm if self.norm > 0 else 0.0
+
+
+def truncation_notes(modules: Mapping[str, ModuleNumbers]) -> list[str]:
+    """Return what the user should know where little of the merged update is left."""
+    lost, whole = (
+        sum(getattr(numbers, kind) for numbers in modules.values()) for kind in ("truncation", "squared_norm")
+    )
+    if lost <= whole / 4:
+        return []
+    return [
+        f"the rank cuts off {math.sqrt(lost / whole):.0%} of the merged update; a larger rank, an aligned space "
+        "(knots, core) or a full model keeps more"
+    ]
 
 
 def adapter_facts(adapter: Adapter) -> dict[str, Any]:

@@ -337,3 +337,11 @@ def test_progress_is_told_by_the_thread_that_asks(sign):
         [one, two], progress=lambda *_: threads.add(threading.get_ident())
     )
     assert threads == {threading.get_ident()}
+
+
+def test_coefficients_are_shown_as_they_are_given():
+    assert (
+        str(Merger(coefficients={"cars": 0.6, "pets": 0.3})) == "Mean, in Full space, coefficients cars 0.6, pets 0.3"
+    )
+    assert str(Merger(coefficients=[0.6, 1])) == "Mean, in Full space, coefficients 0.6, 1"
+    assert str(Merger()) == "Mean, in Full space"

@@ -359,3 +359,43 @@ def test_one_tasks_own_model_says_so_and_keeps_its_head_alone(tmp_path):
     assert (tmp_path / "one/README.md").read_bytes() == (tmp_path / "two/README.md").read_bytes()
     with pytest.raises(SheetbendError, match="for_task is 'task_9'"):
         save_merged(merger, adapters, tmp_path / "three", rank=2, for_task="task_9")
+
+
+def test_a_rank_that_cuts_off_most_is_remarked_on(tmp_path):
+    merged = Merger("full", Ties(density=0.5)).merge(random_adapters(3))
+    assert not any("cuts off" in note for note in merged.save(tmp_path / "most", rank=5).notes)
+    summary = merged.save(tmp_path / "little", rank=1)
+    assert [note for note in summary.notes if f"cuts off {summary.truncation_error:.0%}" in note]
+    assert "truncation_error=0." in repr(summary)
+    assert len(repr(summary)) < 250
+
+
+def test_a_merged_classifier_loads_in_peft_without_its_head(tmp_path):
+    from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    def base():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=20,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            pad_token_id=0,
+        )
+        return LlamaForSequenceClassification(config).eval()
+
+    for seed, task in enumerate(("a", "b")):
+        torch.manual_seed(seed)
+        settings = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["q_proj"], init_lora_weights=False)
+        get_peft_model(base(), settings).save_pretrained(tmp_path / task)
+    adapters = [load_adapter(tmp_path / task) for task in ("a", "b")]
+    merged = Merger("knots", Ties(density=0.5)).merge(adapters)
+    summary = merged.save(tmp_path / "merged")
+    assert summary.heads == ["a", "b"]
+    loaded = PeftModel.from_pretrained(base(), tmp_path / "merged")
+    layer = loaded.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    torch.testing.assert_close(layer.get_delta_weight("default"), merged["model.layers.0.self_attn.q_proj"].dense())
+    loaded.base_model.model.load_state_dict(load_file(tmp_path / "merged/heads/a.safetensors"), strict=False)
+    assert torch.equal(loaded.base_model.model.score.weight, adapters[0].heads["score.weight"])
