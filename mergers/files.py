@@ -23,8 +23,18 @@ def cache_folder(name: str) -> Path:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; renamed to ``path`` when the block ends well, else removed."""
+    """Yield a temporary path beside ``path``; renamed to ``path`` when the block ends well, else removed.
+
+    A link stays, and what it points to is replaced. A device or a pipe, such as ``/dev/stdout``, is written to.
+    """
     path = Path(path)
+    if path.exists() and (not path.is_file() or path.parent in (Path("/dev"), Path("/dev/fd"))):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+            with (Path(folder) / path.name).open("rb") as written, path.open("ab") as device:
+                shutil.copyfileobj(written, device)
+        return
+    path = path.resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     # The temporary name keeps the suffix, since some writers choose the format by it; it is this process's own.
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
@@ -42,9 +52,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path`` that takes its place when the block ends well, else vanishes.
 
-    A folder that stood at ``path`` is replaced whole.
+    A folder that stood at ``path`` is replaced whole; a link stays, and the folder it points to is replaced.
     """
-    path = Path(path).absolute()
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import torch
 
+from mergers.errors import SheetbendError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -48,11 +50,19 @@ def map_modules(
         function: Called with one item.
         items: All of them.
         workers: By default as many as torch has threads.
+
+    Raises:
+        SheetbendError: Values of an item overflow, so that they cannot be decomposed.
     """
 
     def call(item: Item) -> Result:
-        with torch.no_grad():  # a setting of the thread
-            return function(item)
+        try:
+            with torch.no_grad():  # a setting of the thread
+                return function(item)
+        except torch.linalg.LinAlgError:  # of infinite products of finite factors, as far as is known
+            raise SheetbendError(
+                f"{item} overflows: it has no singular values; give adapters of sane size and scale"
+            ) from None
 
     torch.empty(_TAUGHT_BYTES, dtype=torch.uint8)
     with _single_threaded() as threads:

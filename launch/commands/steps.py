@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import inspect
 import re
 import shutil
 import textwrap
@@ -144,9 +145,9 @@ def _class(option: str, name: str) -> type:
         module, _, attribute = name.rpartition(".")
         try:
             cls = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError):
+        except (ImportError, AttributeError, ValueError, TypeError):
             _refuse(f"--{option} {name} cannot be imported; give one of {', '.join(registered(package, base))}")
-        if not (isinstance(cls, type) and issubclass(cls, base)):
+        if not (isinstance(cls, type) and issubclass(cls, base)) or inspect.isabstract(cls):
             _refuse(f"--{option} {name} is no {base_name}; give one of {', '.join(registered(package, base))}")
         return cls
     for known, cls in registered(package, base).items():

@@ -32,6 +32,8 @@ class Parser(argparse.ArgumentParser):
             argument_default=argparse.SUPPRESS,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        # argparse takes -1e-3 for an option, other than -0.001.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$|-(inf|nan)$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with status 2."""
@@ -234,11 +236,16 @@ def file_words(path: str) -> list[str]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         cli.fail(f"--config {path} does not exist; give a YAML file")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except RecursionError:
+        cli.fail(f"--config {path} is nested too deeply; give a mapping of settings, such as `space: knots`")
+    except (OSError, ValueError, yaml.YAMLError) as error:  # a ValueError of what is not UTF-8, or of no such date
         cli.fail(f"--config {path} cannot be read as YAML ({' '.join(str(error).split())})")
     if not isinstance(content, dict):
         cli.fail(f"--config {path} is no mapping of settings, such as `space: knots`")
-    return as_words({str(key): value for key, value in content.items()})
+    try:
+        return as_words({str(key): value for key, value in content.items()})
+    except (ValueError, RecursionError):
+        cli.fail(f"--config {path} has a setting that holds itself; write it out")
 
 
 def as_words(settings: Mapping[str, Any]) -> list[str]:
@@ -276,4 +283,5 @@ def _step_words(option: str, step: Any) -> list[str]:
 
 def _word(value: Any) -> str:
     """Return a YAML value as one word."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    plain = value is None or isinstance(value, bool | int | float | list | Mapping)
+    return json.dumps(value, default=str) if plain else str(value)

@@ -28,6 +28,8 @@ def check_same_base(adapters: Sequence[Adapter], same_base: bool = False) -> Non
     for index, adapter in enumerate(adapters):
         if not adapter:
             raise SheetbendError(f"adapter {adapter.label}: it has no modules; train it on at least one")
+        if not (adapter.name and adapter.name.isprintable()):
+            raise SheetbendError(f"adapter {adapter.label!r}: {adapter.name!r} cannot name a task; give another name")
         if adapter.name in [other.name for other in adapters[:index]]:
             raise SheetbendError(f"two adapters are named {adapter.name!r}; give each its own name")
         _check_finite(adapter)

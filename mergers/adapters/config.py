@@ -96,7 +96,8 @@ def selection_of(config: Mapping[str, Any], label: str) -> dict[str, Any]:
     selection = {field: plain(config.get(field)) for field in SELECTION_FIELDS}
     for field, value in selection.items():
         entries = value if isinstance(value, list | tuple) else [value]
-        if not all(entry is None or isinstance(entry, str | int) for entry in entries):
+        kinds = str | int | None if field == "layers_to_transform" else str | None
+        if not all(isinstance(entry, kinds) for entry in entries):
             raise SheetbendError(
                 f"adapter {label}: {field} is {shown(value)}; it must be a name or a list; save it again"
             )

@@ -72,6 +72,18 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
 
 
+def own_copy(tensor: Tensor, key: str, path: Path) -> Tensor:
+    """Return a copy of a tensor of `read_pickle`, which no longer depends on the file.
+
+    Raises:
+        SheetbendError: It is sparse, quantised or without values, or claims more entries than the file holds.
+    """
+    plain = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
+    if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+        raise SheetbendError(f"{path}: {key[:200]!r} is no plain tensor; save it dense and contiguous")
+    return tensor.detach().clone()
+
+
 def read_pickle(path: Path) -> dict[str, Any]:
     """Return the dictionary in a file that ``torch.save`` wrote; only tensors and plain values are accepted.
 

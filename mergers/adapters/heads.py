@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from mergers.adapters.files import is_file, read_pickle, read_safetensors
+from mergers.adapters.files import is_file, own_copy, read_pickle, read_safetensors
 from mergers.adapters.names import listed
 from mergers.errors import SheetbendError
 from mergers.functional.linalg import all_finite
@@ -33,9 +34,20 @@ def read_heads(folder: Path, task: str, label: str) -> dict[str, Tensor]:
     if is_file(folder / PUBLISHED_HEADS_FILE):
         heads[PUBLISHED_HEAD] = _published_head(folder / PUBLISHED_HEADS_FILE, task)
     for name, tensor in heads.items():
-        if tensor.is_floating_point() and not all_finite(tensor):
-            raise SheetbendError(f"adapter {label}: its head {name} holds NaN or infinity; train it again")
+        check_head(name, tensor, label)
     return heads
+
+
+def check_head(name: str, tensor: Tensor, label: str) -> None:
+    """Raise for a head in a floating dtype of eight bits or fewer, and for one that holds NaN or infinity."""
+    if not tensor.is_floating_point():
+        return
+    if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise SheetbendError(
+            f"adapter {label}: its head {name} is {tensor.dtype}; save it as float32, bfloat16 or float16"
+        )
+    if not all_finite(tensor):
+        raise SheetbendError(f"adapter {label}: its head {name} holds NaN or infinity; train it again")
 
 
 def _published_head(path: Path, task: str) -> Tensor:
@@ -49,4 +61,5 @@ def _published_head(path: Path, task: str) -> Tensor:
             f"{path} holds heads of {listed(entries)}, none of {task!r}; name the adapter after one of them"
         )
     # A copy: what was read is mapped from the file, with the heads of all other tasks.
-    return entries.get(task, next(iter(entries.values()))).clone()
+    head = task if task in entries else next(iter(entries))
+    return own_copy(entries[head], head, path)

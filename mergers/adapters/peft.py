@@ -17,8 +17,8 @@ from mergers.adapters.config import (
     saved_modules,
     selection_of,
 )
-from mergers.adapters.files import is_file, read_json, read_pickle, read_safetensors
-from mergers.adapters.heads import read_heads
+from mergers.adapters.files import is_file, own_copy, read_json, read_pickle, read_safetensors
+from mergers.adapters.heads import check_head, read_heads
 from mergers.adapters.kinds import Kind
 from mergers.adapters.names import PEFT_PREFIX, require_module_name
 from mergers.errors import SheetbendError
@@ -73,8 +73,11 @@ def load_peft_folder(path: Path, name: str, label: str) -> Adapter:
     if is_file(path / WEIGHTS_FILE):
         tensors = read_safetensors(path / WEIGHTS_FILE)
     elif is_file(path / PICKLED_WEIGHTS_FILE):
-        content = read_pickle(path / PICKLED_WEIGHTS_FILE)
-        tensors = {key: value.clone() if isinstance(value, Tensor) else value for key, value in content.items()}
+        pickled = path / PICKLED_WEIGHTS_FILE
+        tensors = {
+            key: own_copy(value, str(key), pickled) if isinstance(value, Tensor) else value
+            for key, value in read_pickle(pickled).items()
+        }
     else:
         raise SheetbendError(
             f"{label} is no PEFT adapter folder: it has no {WEIGHTS_FILE}; give a folder that PEFT saved"
@@ -121,7 +124,7 @@ def adapter_from_state_dict(
         "kinds": kinds,
     }
     base_model = config.get("base_model_name_or_path")
-    if base_model is not None and not isinstance(base_model, str):
+    if base_model is not None and not (isinstance(base_model, str) and base_model.isprintable()):
         raise SheetbendError(f"adapter {label}: base_model_name_or_path is {base_model!r}; it must be a name")
     return Adapter(updates, name=name, base_model=base_model or None, metadata=metadata, heads=heads)
 
@@ -146,6 +149,7 @@ def _sorted_out(tensors: Mapping[str, Tensor], saved: tuple[str, ...], label: st
             pair[match["factor"]] = tensor
         elif is_saved(path, saved):
             require_module_name(path, label)
+            check_head(path, tensor, label)
             heads[path] = tensor.detach()
         else:
             reason = next((reason for part, reason in _FOREIGN_KEYS if part in key), "is no LoRA; train without it")

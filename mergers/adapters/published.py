@@ -17,7 +17,8 @@ from pathlib import Path
 from torch import Tensor
 
 from mergers.adapters.common import facts_without_config
-from mergers.adapters.files import read_pickle
+from mergers.adapters.files import own_copy, read_pickle
+from mergers.adapters.heads import check_head
 from mergers.adapters.names import PEFT_PREFIX, listed, require_module_name
 from mergers.adapters.peft import Pairs, dtypes_of, updates_of
 from mergers.errors import SheetbendError
@@ -50,9 +51,11 @@ def load_published(path: Path, name: str, label: str) -> Adapter:
         inner = key.rpartition(PEFT_PREFIX)[2]
         # Copies: what was read is mapped from the file, with the whole base model.
         if match := _FACTOR.fullmatch(inner):
-            pairs.setdefault((match["module"], False), {})[match["factor"]] = tensor.clone()
+            pairs.setdefault((match["module"], False), {})[match["factor"]] = own_copy(tensor, key, path)
         elif match := _SAVED.fullmatch(inner):
-            heads[f"{match['module']}.{match['parameter']}"] = tensor.clone()
+            head = f"{match['module']}.{match['parameter']}"
+            heads[head] = own_copy(tensor, key, path)
+            check_head(head, heads[head], label)
         elif ".lora_" in inner:
             raise SheetbendError(f"adapter {label}: {key!r} is no LoRA on a linear layer; train the adapter without it")
         else:
