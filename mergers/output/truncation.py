@@ -4,10 +4,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from mergers.errors import SheetbendError
 from mergers.functional.linalg import sum_of_squares, truncated_svd
 from mergers.updates import LowRankUpdate, Update
+
+# Below this fraction of the whole, a difference of squared norms is mostly rounding of the float32 singular values.
+_CANCELLED = 1e-3
+_ROWS = 1024
 
 
 class Truncated(NamedTuple):
@@ -36,6 +41,7 @@ def truncate(update: Update, rank: int, sources: Sequence[Update] = ()) -> Trunc
         rank: From 1 on.
         sources: What it was merged from; the span of low-rank ones is where the iteration starts.
     """
+    delta = None
     if isinstance(update, LowRankUpdate):
         if update.rank <= rank:
             return Truncated(update, 0.0, update.squared_norm())
@@ -47,9 +53,18 @@ def truncate(update: Update, rank: int, sources: Sequence[Update] = ()) -> Trunc
         known = [source.factors()[0].to(delta.device) for source in sources if isinstance(source, LowRankUpdate)]
         U, s, Vh = truncated_svd(delta, rank, torch.cat(known, dim=1) if known else None)
         squared_norm = sum_of_squares(delta)
-        squared_error = max(squared_norm - float(s.double().square().sum()), 0.0)  # a projection: Pythagoras holds
+        squared_error = squared_norm - float(s.double().square().sum())  # a projection: Pythagoras holds
     root = s.sqrt()
-    return Truncated(LowRankUpdate(A=(root[:, None] * Vh).float(), B=(U * root).float()), squared_error, squared_norm)
+    kept = LowRankUpdate(A=(root[:, None] * Vh).float(), B=(U * root).float())
+    if delta is not None and squared_error < _CANCELLED * squared_norm:
+        squared_error = _squared_distance(delta, kept)
+    return Truncated(kept, squared_error, squared_norm)
+
+
+def _squared_distance(delta: Tensor, kept: Update) -> float:
+    """Return the squared Frobenius norm of the difference, a block of rows at a time."""
+    pairs = zip(delta.split(_ROWS), kept.blocks(_ROWS), strict=True)
+    return sum(sum_of_squares(whole - part) for whole, part in pairs)
 
 
 def rounding_error(update: LowRankUpdate, dtype: torch.dtype) -> float:

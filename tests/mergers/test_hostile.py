@@ -8,9 +8,22 @@ import torch
 from builders import lora_tensors, random_adapter, random_adapters, write_peft_folder
 from safetensors.torch import save_file
 
-from mergers import Dare, Iso, KnOTS, LowRankUpdate, Merger, SheetbendError, Star, Ties, load_adapter, save_merged
+from mergers import (
+    Dare,
+    DenseUpdate,
+    Iso,
+    KnOTS,
+    LowRankUpdate,
+    Merger,
+    SheetbendError,
+    Star,
+    Ties,
+    load_adapter,
+    save_merged,
+)
 from mergers.analysis import analyse
 from mergers.files import atomic_folder, atomic_write
+from mergers.output.truncation import truncate
 
 A = "base_model.model.q.lora_A.weight"
 
@@ -97,6 +110,16 @@ def test_values_that_overflow_are_named():
     refusal(lambda: Merger("knots", "ties").merge(adapters), "far.out overflows")
     refusal(lambda: Merger("full", Ties(), [Star()]).merge(adapters), "far.out overflows")
     refusal(lambda: analyse(adapters), "far.out overflows")
+
+
+@pytest.mark.parametrize("noise", [1e-2, 1e-3, 1e-4, 1e-5])
+def test_a_small_error_of_truncation_is_reported_truly(noise):
+    generator = torch.Generator().manual_seed(0)
+    delta = torch.randn(200, 4, generator=generator) @ torch.randn(4, 150, generator=generator)
+    delta += noise * torch.randn(200, 150, generator=generator)
+    kept, squared_error, _ = truncate(DenseUpdate(delta), 4)
+    error = (delta.double() - kept.B.double() @ kept.A.double()).norm().item()
+    assert squared_error**0.5 == pytest.approx(error, rel=0.01)
 
 
 def test_links_stay_links(tmp_path):
