@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ PROGRAM = "sheetbend"
 USER_FAULT = 2
 EARLY = "\ninterrupted before the run began; nothing was lost, the same command starts again"
 INTERRUPTED = 130  # what shells report of a program that SIGINT ended
+TERMINATED = 143  # the same of SIGTERM
 BROKEN_PIPE = 141  # the same of SIGPIPE
 
 # Lightning's advice that does not hold here, by the start of its message.
@@ -65,13 +67,16 @@ def main(args: Sequence[str] | None = None) -> None:
             print(_help(), end="")
         elif words and words[0] in COMMANDS:
             _one_line_warnings()
-            command(words[0])(words[1:])
+            with terminable():
+                command(words[0])(words[1:])
         else:
             _run(words)
     except BrokenPipeError:  # whoever reads has seen enough: `sheetbend inspect ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(BROKEN_PIPE) from None
     except OSError as error:
+        if error.filename is None and error.errno == errno.ENOSPC:  # of what is printed
+            fail("what is printed cannot be written: no space is left on its disk")
         if error.filename is None or error.strerror is None:
             raise
         fail(f"{error.filename}: {error.strerror}")
@@ -96,6 +101,23 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end the process as Ctrl-C does, so that what is half written is removed."""
+
+    def leave(*_: object) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _help() -> str:

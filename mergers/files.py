@@ -11,14 +11,22 @@ from pathlib import Path
 from safetensors import SafetensorError, TensorSpec, serialize_file
 from torch import Tensor
 
+from mergers.errors import SheetbendError
+
 
 def cache_folder(name: str) -> Path:
     """Return the folder ``name`` below ``$SHEETBEND_CACHE``, else ``$XDG_CACHE_HOME/sheetbend``; it may not exist.
 
     Where neither is set, it is below ``~/.cache/sheetbend``.
+
+    Raises:
+        SheetbendError: There is no home folder either.
     """
     root = os.environ.get("SHEETBEND_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sheetbend"
-    return Path(root).expanduser() / name
+    try:
+        return Path(root).expanduser() / name
+    except RuntimeError:
+        raise SheetbendError("there is no home folder for the cache; set SHEETBEND_CACHE to a folder") from None
 
 
 @contextlib.contextmanager

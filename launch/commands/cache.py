@@ -55,7 +55,11 @@ def run(words: Sequence[str]) -> None:
         cli.fail("--older-than belongs to clear: sheetbend cache clear --older-than DAYS")
     with cli.interruptible():
         from mergers.cache import AlignmentCache
-    cache = AlignmentCache()
+        from mergers.errors import SheetbendError
+    try:
+        cache = AlignmentCache()
+    except SheetbendError as error:
+        cli.fail(str(error))
     if options.action == "clear":
         _clear(cache, getattr(options, "older_than", 0.0))
     else:

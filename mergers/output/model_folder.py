@@ -101,8 +101,9 @@ def copy_model(source: Path, target: Path) -> list[str]:
     left_out = []
     for entry in sorted(source.iterdir()):
         if entry.is_file() and entry.suffix not in _FOREIGN_WEIGHTS and not entry.name.startswith("."):
-            with reading(entry):
-                shutil.copyfile(entry, target / entry.name)
+            with reading(entry), entry.open("rb"):
+                pass
+            shutil.copyfile(entry, target / entry.name)  # outside: a full disk is no fault of the source
         elif not entry.name.startswith(".") and entry.name != "README.md":
             left_out.append(entry.name)
     return left_out

@@ -1,5 +1,6 @@
 """Files, names and values that nobody should make: a line that names them, never a traceback or a lost file."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from mergers import (
 )
 from mergers.analysis import analyse
 from mergers.files import atomic_folder, atomic_write
+from mergers.output.model_folder import copy_model
 from mergers.output.truncation import truncate
 
 A = "base_model.model.q.lora_A.weight"
@@ -156,3 +158,14 @@ def test_a_link_to_itself_is_no_target(tmp_path):
     adapters = random_adapters(2)
     refusal(lambda: save_merged(Merger(), adapters, tmp_path / "loop"), "loop", "another folder")
     refusal(lambda: save_merged(Merger(), adapters, Path("a\0b")), "another folder")
+
+
+def test_a_full_disk_is_not_said_of_the_base_model(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(OSError, match="No space left"):
+        copy_model(tmp_path, tmp_path / "copy")
