@@ -172,7 +172,7 @@ class Merger:
         self._merge_of(adapters, for_task)
         if device is not None:
             try:
-                torch.empty(0, device=device)
+                torch.ones(1, device=device).item()  # the device "meta" holds no values
             except Exception as error:  # each backend has its own
                 reason = " ".join(str(error).split()).split(". ")[0]
                 raise SheetbendError(

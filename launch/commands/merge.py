@@ -368,7 +368,7 @@ def _device(name: str | None) -> Any:
     import torch
 
     try:
-        torch.empty(1, device=name)
+        torch.ones(1, device=name).item()  # the device "meta" holds no values
     except Exception as error:  # torch has a reason of its own for each kind of device
         reason = " ".join(str(error).split()).partition(". ")[0]
         cli.fail(f"--device {name} cannot be used ({reason}); leave it out to compute on the CPU")

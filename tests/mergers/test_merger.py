@@ -319,8 +319,9 @@ def test_streams_that_overlap_leave_torchs_threads_as_they_were():
 
 
 def test_a_device_that_is_not_there_is_refused():
-    with pytest.raises(SheetbendError, match="device is 'nonsense'"):
-        Merger().merge(random_adapters(2), device="nonsense")
+    for device in ("nonsense", "meta"):
+        with pytest.raises(SheetbendError, match=f"device is '{device}'"):
+            Merger().merge(random_adapters(2), device=device)
     adapters = random_adapters(2)
     assert_same(
         Merger("knots", "ties").merge(adapters, device="cpu").dense(), Merger("knots", "ties").merge(adapters).dense()
