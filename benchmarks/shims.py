@@ -46,7 +46,13 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module = types.ModuleType(spec.name)
         module.__path__ = []
         vars(module).update(self.stand_ins[spec.name.partition(".")[0]])
-        module.__getattr__ = lambda name: Placeholder(f"{spec.name}.{name}")  # type: ignore[method-assign]
+
+        def attribute(name: str) -> Placeholder:
+            if name.startswith("__"):  # what every module may lack: who goes through sys.modules asks for __file__
+                raise AttributeError(name)
+            return Placeholder(f"{spec.name}.{name}")
+
+        module.__getattr__ = attribute  # type: ignore[method-assign]
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:

@@ -74,6 +74,21 @@ class Merger:
         steps = ", then ".join(map(_brief, self.steps))
         return f"{steps}, in {_brief(self.space)} space{_shown(self.coefficients)}"
 
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "Merger":
+        """Return the merge of that name in `mergers.PRESETS`.
+
+        Args:
+            name: Such as ``knots-ties``.
+            **changes: Fields that differ from the preset's.
+
+        Raises:
+            SheetbendError: There is no preset of that name.
+        """
+        from mergers.presets import preset  # which is made of Mergers
+
+        return preset(name, **changes)
+
     @property
     def steps(self) -> list[Transform | Method | Finish]:
         """What is done to the coordinates, in this order."""

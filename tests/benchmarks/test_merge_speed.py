@@ -163,6 +163,8 @@ def test_stand_ins_serve_only_what_is_missing_and_only_inside(tmp_path):
     with pytest.raises(ModuleNotFoundError):
         import another_missing_package  # noqa: F401
     assert str(tmp_path) not in sys.path
+    # Whoever goes through sys.modules, as hypothesis does, meets nothing odd.
+    assert not hasattr(sys.modules["no_such_package"], "__file__")
 
 
 def test_without_a_clone_the_row_says_which_option(root):
