@@ -157,6 +157,12 @@ def test_spellings_that_a_rule_of_thumb_would_miss():
         assert entry.labels_of([spelling]) == [entry.task.class_names.index(class_name)]
 
 
+def test_the_order_of_a_copy_does_not_count():
+    entry = VISION_TASKS["food101"]  # the hub has these two the other way round
+    first = entry.task.class_names.index("cheese_plate")
+    assert entry.labels_of(["ceviche", "cheesecake", "cheese_plate"]) == [first - 1, first + 1, first]
+
+
 def test_numbers_without_names_mean_what_the_declaration_says():
     assert VISION_TASKS["emnist"].labels_of() == list(range(10))
     assert VISION_TASKS["pcam"].labels_of() == [0, 1]
