@@ -12,8 +12,8 @@ class AdapterCheckpoint(Callback):
     """Write ``<run folder>/adapters/<task>`` whenever a validation finds that task's best adapter so far.
 
     The folder is what `PeftModel.from_pretrained` loads; the task's head (head.safetensors) and metrics.json
-    (accuracy, training batches, base model, fingerprints of the data splits) stand beside the weights. A task that no
-    validation has measured is written as it stands when training ends, and so is a folder that has gone missing.
+    (validation score, training batches, base model, fingerprints of the data splits) stand beside the weights. A task
+    that no validation has measured is written as it stands when training ends, and so is a folder that is missing.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LoRATasks) -> None:
@@ -37,7 +37,7 @@ class AdapterCheckpoint(Callback):
         metrics = {
             "task": task,
             "base_model": module.base_name,
-            "val_accuracy": progress.best if measured else None,
+            f"val_{module.metric(task)}": progress.best if measured else None,
             "batches": progress.best_batches if measured else progress.batches,
             "seed": module.seed,
             "splits": trainer.datamodule.fingerprints().get(task, {}),

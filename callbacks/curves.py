@@ -1,4 +1,4 @@
-"""Validation accuracy over training: rows in memory, in history.csv and in the checkpoint."""
+"""Validation scores over training: rows in memory, in history.csv and in the checkpoint."""
 
 import csv
 import io
@@ -7,27 +7,29 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 
 from callbacks.results import csv_text
-from lightning_modules.scores import Score
+from lightning_modules.scores import Score, headline_scores
 from mergers.errors import SheetbendError
 
 
 @dataclass(frozen=True)
 class Point:
-    """The validation accuracy of one variant on one task at one step.
+    """The validation score of one variant on one task at one step.
 
     Attributes:
         step: optimiser steps taken so far.
         epoch: epochs begun before this validation, counted from 0.
         variant: the weights under test.
         task: the task.
-        accuracy: a fraction in [0, 1].
+        metric: the metric that stands for the task, ``accuracy`` for most.
+        value: a fraction in [0, 1]; correlations in [-1, 1].
     """
 
     step: int
     epoch: int
     variant: str
     task: str
-    accuracy: float
+    metric: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,12 @@ class Curves:
     points: tuple[Point, ...] = ()
 
     def record(self, step: int, epoch: int, scores: Iterable[Score]) -> "Curves":
-        """Return the curves with this validation's accuracies at their end.
+        """Return the curves with this validation's scores at their end.
 
         Points of this step and of later ones, which a run that went back has left behind, are dropped.
         """
         kept = tuple(point for point in self.points if point.step < step)
-        new = (Point(step, epoch, s.variant, s.task, s.value) for s in scores if s.metric == "accuracy")
+        new = (Point(step, epoch, s.variant, s.task, s.metric, s.value) for s in headline_scores(scores))
         return Curves((*kept, *new))
 
     @property
@@ -64,17 +66,22 @@ class Curves:
         """Every step at which was validated."""
         return tuple(dict.fromkeys(point.step for point in self.points))
 
+    @property
+    def measure(self) -> str:
+        """What the values are in one word: ``accuracy``, or ``score`` where some tasks have another metric."""
+        return "accuracy" if all(point.metric == "accuracy" for point in self.points) else "score"
+
     def line(self, variant: str, task: str) -> dict[int, float]:
-        """Return accuracy by step; for the task ``mean``, the mean where every task was measured."""
+        """Return the task's metric by step; for the task ``mean``, the mean where every task was measured."""
         if task == "mean":
             lines = [self.line(variant, name) for name in self.tasks]
             common = [step for step in self.steps if all(step in line for line in lines)]
             return {step: math.fsum(line[step] for line in lines) / len(lines) for step in common}
-        return {p.step: p.accuracy for p in self.points if p.variant == variant and p.task == task}
+        return {p.step: p.value for p in self.points if p.variant == variant and p.task == task}
 
     def scores(self, step: int) -> tuple[Score, ...]:
         """Return one validation as scores; how many examples it took is not kept (count 0)."""
-        return tuple(Score(p.variant, p.task, "accuracy", p.accuracy, 0) for p in self.points if p.step == step)
+        return tuple(Score(p.variant, p.task, p.metric, p.value, 0) for p in self.points if p.step == step)
 
     def state(self) -> list[list]:
         """Return plain lists, for a checkpoint."""
@@ -86,7 +93,7 @@ class Curves:
         return cls(tuple(Point(*row) for row in state))
 
     def to_csv(self) -> str:
-        """Return CSV text with the columns step, epoch, variant, task, accuracy."""
+        """Return CSV text with the columns step, epoch, variant, task, metric, value."""
         return csv_text([column.name for column in fields(Point)], map(astuple, self.points))
 
     @classmethod
@@ -100,7 +107,8 @@ class Curves:
             rows = list(csv.DictReader(io.StringIO(text)))
             return cls(
                 tuple(
-                    Point(int(r["step"]), int(r["epoch"]), r["variant"], r["task"], float(r["accuracy"])) for r in rows
+                    Point(int(r["step"]), int(r["epoch"]), r["variant"], r["task"], r["metric"], float(r["value"]))
+                    for r in rows
                 )
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -56,24 +56,26 @@ class VariantEvents:
 
 
 def write_validation(events: VariantEvents, curves: Curves, step: int) -> None:
-    """Write one validation: ``val_accuracy/<task>``, ``val_accuracy/mean`` and ``val_normalised/mean``."""
+    """Write one validation: ``val_accuracy/<task>`` (or the task's metric), ``/mean`` and ``val_normalised/mean``."""
     results = Results(curves.scores(step))
     for name in results.variants:
-        values = {f"val_accuracy/{task}": results.accuracy(name, task) for task in results.tasks}
-        values["val_accuracy/mean"] = results.mean_accuracy(name)
+        values = {f"val_{results.metric(task)}/{task}": results.value(name, task) for task in results.tasks}
+        values[f"val_{results.measure}/mean"] = results.mean_value(name)
         values["val_normalised/mean"] = results.mean_normalised(name)
         events.scalars(name, values, step)
 
 
 def scalars_of_test(results: Results, variant: str) -> dict[str, float | None]:
     """Return every number of a test under its tag."""
-    values = {f"test_accuracy/{task}": results.accuracy(variant, task) for task in results.tasks}
-    values["test_accuracy/mean"] = results.mean_accuracy(variant)
+    values = {f"test_{results.metric(task)}/{task}": results.value(variant, task) for task in results.tasks}
+    values[f"test_{results.measure}/mean"] = results.mean_value(variant)
     values |= {f"test_normalised/{task}": results.normalised(variant, task) for task in results.tasks}
     values["test_normalised/mean"] = results.mean_normalised(variant)
-    for k in results.hits:
-        values |= {f"joint_hits@{k}/{task}": results.joint(variant, k, task) for task in ("all", *results.tasks)}
-        values[f"joint_hits@{k}/mean"] = results.joint(variant, k, "mean")
+    for space in results.spaces:
+        for k in results.hits:
+            tag = f"{space}_hits@{k}"
+            values |= {f"{tag}/{task}": results.joint(variant, k, task, space) for task in ("all", *results.tasks)}
+            values[f"{tag}/mean"] = results.joint(variant, k, "mean", space)
     return values
 
 

@@ -6,11 +6,11 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_modules import LoRATasks, Variant
-from lightning_modules.variants import FINETUNED, PRETRAINED
+from lightning_modules.variants import ENSEMBLE, FINETUNED, PRETRAINED, ensemble
 from mergers import Merger, SheetbendError
 
 # Variants that are always there, and the other folders that stand beside theirs in tensorboard/.
-RESERVED = (PRETRAINED, FINETUNED, "training", "report")
+RESERVED = (PRETRAINED, FINETUNED, ENSEMBLE, "training", "report")
 
 
 class MergeCallback(Callback):
@@ -24,9 +24,12 @@ class MergeCallback(Callback):
             `mergers.PRESETS`, such as knots-ties.
         while_fitting: also merge at each validation while fitting, so that curves show merged against finetuned
             accuracy over training.
+        ensemble: also test all adapters together, in the joint label space: every example runs through each of them,
+            and the largest logit of each joint label counts (Stoica et al., 2025, arXiv 2410.19735, section 5.3).
+            Takes as many passes as there are tasks; validations while fitting leave it out.
     """
 
-    def __init__(self, mergers: dict[str, Merger | str], while_fitting: bool = True):
+    def __init__(self, mergers: dict[str, Merger | str], while_fitting: bool = True, ensemble: bool = False):
         for name in mergers:
             if name in RESERVED:
                 raise SheetbendError(
@@ -40,11 +43,13 @@ class MergeCallback(Callback):
             name: Merger.preset(merger) if isinstance(merger, str) else merger for name, merger in mergers.items()
         }
         self.while_fitting = while_fitting
+        self.ensemble = ensemble
 
     def build_variants(self, module: LoRATasks) -> dict[str, Variant]:
         """Merge the adapters of ``module`` as they stand in every configured way."""
         adapters = module.adapters()
-        return {name: module.variant(str(merger), merger.merge(adapters)) for name, merger in self.mergers.items()}
+        merged = {name: module.variant(str(merger), merger.merge(adapters)) for name, merger in self.mergers.items()}
+        return {**({ENSEMBLE: ensemble()} if self.ensemble else {}), **merged}
 
     def check(self, tasks: list[str]) -> None:
         """Raise `SheetbendError` for coefficients that do not fit ``tasks``; to be called before work begins."""
@@ -84,6 +89,4 @@ class MergeCallback(Callback):
 
 def _release(module: LoRATasks) -> None:
     """Drop the tensors but keep the descriptions, which the report reads."""
-    module.variants = {
-        name: Variant(variant.description, None, variant.own_adapter) for name, variant in module.variants.items()
-    }
+    module.variants = {name: variant.released() for name, variant in module.variants.items()}

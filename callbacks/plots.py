@@ -59,7 +59,7 @@ def _percent(values: Sequence[float | None]) -> list[float]:
 
 
 def bars(results: Results) -> Figure:
-    """Return grouped bars: accuracy of every merge on every task and on average.
+    """Return grouped bars: the value of every merge on every task and on average.
 
     A black line over each group marks ``finetuned``, a dashed grey one ``pretrained``; without any merge
     these two are the bars.
@@ -75,7 +75,7 @@ def bars(results: Results) -> Figure:
     width = 0.8 / len(names)
 
     def heights(name: str) -> list[float]:
-        values = [*(results.accuracy(name, task) for task in results.tasks), results.mean_accuracy(name)]
+        values = [*(results.value(name, task) for task in results.tasks), results.mean_value(name)]
         return _percent(values[: len(groups)])
 
     for index, name in enumerate(names):
@@ -101,7 +101,7 @@ def bars(results: Results) -> Figure:
     axes.set_xticks(places, [_wrapped(task) for task in groups])
     axes.set_xlim(-0.6, places[-1] + 0.6)
     axes.set_ylim(0, 102)
-    axes.set_ylabel(f"{_split_word(results.split)} accuracy (%)", color=INK)
+    axes.set_ylabel(f"{_split_word(results.split)} {results.measure} (%)", color=INK)
     axes.tick_params(axis="x", length=0, labelsize=10)
     axes.spines["bottom"].set_visible(False)
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9.5)
@@ -109,7 +109,7 @@ def bars(results: Results) -> Figure:
 
 
 def normalised(results: Results) -> Figure:
-    """Return one bar a variant, in the order configured: its normalised accuracy, mean over tasks."""
+    """Return one bar a variant, in the order configured: its normalised value, mean over tasks."""
     names = [name for name in results.variants if results.mean_normalised(name) is not None]
     looks = style(results.variants)
     values = _percent([results.mean_normalised(name) for name in names])
@@ -127,13 +127,13 @@ def normalised(results: Results) -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(0, max(100.0, *values) * 1.09)
     axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel(f"{_split_word(results.split)} accuracy, % of finetuned, mean over tasks", color=INK)
+    axes.set_xlabel(f"{_split_word(results.split)} {results.measure}, % of finetuned, mean over tasks", color=INK)
     axes.tick_params(axis="y", length=0, labelsize=10)
     return figure
 
 
 def curves(history: Curves) -> Figure:
-    """Return validation accuracy over training steps: a panel a task and one for their mean."""
+    """Return validation scores over training steps: a panel a task and one for their mean."""
     panels = _with_mean(history.tasks)
     looks = style(history.variants)
     wide = min(3 if len(panels) in (5, 6, 9) else 4, len(panels))
@@ -170,7 +170,7 @@ def curves(history: Curves) -> Figure:
         # The lowest visible panel of a column carries the numbers of the shared axis.
         axes.tick_params(labelbottom=index + wide >= len(panels))
     figure.supxlabel("training step", fontsize=10, color=INK)
-    figure.supylabel("validation accuracy (%)", fontsize=10, color=INK)
+    figure.supylabel(f"validation {history.measure} (%)", fontsize=10, color=INK)
     handles, labels = last.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda index: labels[index] != "finetuned")
     entries = [handles[index] for index in order], [labels[index] for index in order]

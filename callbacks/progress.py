@@ -36,12 +36,13 @@ class PlainProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how far training has come."""
         metrics = trainer.callback_metrics
-        names = [name for name in metrics if name.startswith("val_accuracy/")]
-        accuracies = "  ".join(f"{n.removeprefix('val_accuracy/')} {100 * float(metrics[n]):.1f}" for n in names)
+        names = [name for name in metrics if name.startswith("val_") and "/" in name]
+        scores = "  ".join(f"{name.partition('/')[2]} {100 * float(metrics[name]):.1f}" for name in names)
+        measure = "accuracy" if all(name.startswith("val_accuracy/") for name in names) else "score"
         epochs = f"/{trainer.max_epochs}" if trainer.max_epochs not in (None, -1) else ""
         self._say(
             f"epoch {trainer.current_epoch + 1}{epochs}  step {trainer.global_step}  "
-            f"{time.monotonic() - self._started:.0f} s  validation accuracy (%): {accuracies or 'not measured'}"
+            f"{time.monotonic() - self._started:.0f} s  validation {measure} (%): {scores or 'not measured'}"
         )
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -6,7 +6,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from callbacks.results import Column, Results, cells, counted, joint_columns, own_columns
+from callbacks.results import (
+    BY_NAME,
+    Column,
+    Results,
+    cells,
+    counted,
+    joint_columns,
+    metrics_note,
+    own_columns,
+)
+from lightning_modules.scores import Score
 
 CAPTIONS = {
     "bars.png": "Accuracy of every variant on every task",
@@ -28,7 +38,7 @@ def report(results: Results, plots: Sequence[str] = (), command: str | None = No
     split = {"val": "validation"}.get(results.split, results.split)
     seed = f", seed {meta['seed']}" if meta.get("seed") is not None else ""
     size = f"{counted(len(results.tasks), 'task')}, {counted(results.examples, f'{split} example')}{seed}."
-    parts = [f"# {meta.get('run', 'run')}: {split} results", size, *_accuracy_tables(results)]
+    parts = [f"# {meta.get('run', 'run')}: {split} results", size, *_tables(results)]
     parts += [f"![{CAPTIONS[name]}](plots/{name})" for name in CAPTIONS if name in plots]
     parts += _settings(results)
     parts += _repeat(command)
@@ -39,7 +49,7 @@ def report(results: Results, plots: Sequence[str] = (), command: str | None = No
 
 def tables(results: Results) -> str:
     """Return the tables alone, with what their columns mean."""
-    return "\n\n".join(_accuracy_tables(results)) + "\n"
+    return "\n\n".join(_tables(results)) + "\n"
 
 
 def repeat_command(words: Sequence[str] | None = None) -> str:
@@ -66,21 +76,27 @@ def repeat_command(words: Sequence[str] | None = None) -> str:
     return shlex.join([*start, *arguments])
 
 
-def _accuracy_tables(results: Results) -> list[str]:
+def _tables(results: Results) -> list[str]:
     parts = ["## Each task among its own labels", _numbers(results, own_columns(results))]
-    words = "Accuracy in %; the mean weighs every task the same, whatever its size."
+    words = f"{results.measure.capitalize()} in %; the mean weighs every task the same, whatever its size."
     if "finetuned" in results.variants:
         words += (
-            " *norm. mean* divides each task's accuracy by that of *finetuned* on the same examples in this run, then "
+            " *norm. mean* divides each task's value by that of *finetuned* on the same examples in this run, then "
             "averages: 100 means that merging lost nothing. *finetuned* is each task's adapter on its own."
         )
     if results.merged:
         words += " Bold: the best merge."
-    parts.append(words)
-    joint, mean = joint_columns(results), joint_columns(results, "mean")
-    if joint or mean:
-        label = {"finetuned": "finetuned *"}
-        parts += ["## One label space for all tasks", _numbers(results, [*joint, *mean], label)]
+    note = metrics_note(results)
+    parts.append(" ".join([words, note] if note else [words]))
+    label = {"finetuned": "finetuned *"}
+    if BY_NAME in results.spaces:
+        columns = joint_columns(results, "all", BY_NAME) + joint_columns(results, "mean", BY_NAME)
+        by_name = ["Labels of equal names as one label:", _numbers(results, columns, label)]
+    else:
+        by_name = []
+    joint = joint_columns(results) + joint_columns(results, "mean")
+    if joint:
+        parts += ["## One label space for all tasks", _numbers(results, joint, label), *by_name]
         parts.append(
             "*hits@k*, in %: the right label is among the k that score highest when the labels of all tasks compete; "
             "over all examples, and as the mean over tasks."
@@ -128,7 +144,7 @@ def _data(results: Results, split: str) -> list[str]:
     names = list(dict.fromkeys(name for task in results.tasks for name in prints.get(task, {})))
     rows = []
     for task in results.tasks:
-        error = standard_error(results.accuracy(variant, task), results.count(task))
+        error = standard_error(results.score(variant, task, "accuracy"))
         row = [task, f"{results.count(task) or 0:,}", "-" if error is None else f"± {100 * error:.1f}"]
         rows.append(row + [f"`{prints.get(task, {}).get(name, '-')[:12]}`" for name in names])
     header = ["task", f"{split} examples", f"standard error of {variant}", *(f"{name} fingerprint" for name in names)]
@@ -153,15 +169,15 @@ def _always(results: Results, split: str) -> list[str]:
     return lines
 
 
-def standard_error(accuracy: float | None, count: int | None) -> float | None:
+def standard_error(score: Score | None) -> float | None:
     """Return sqrt(p (1 - p) / n), the standard error of an accuracy p on n examples, as a fraction.
 
-    >>> standard_error(0.9, 100)
+    >>> standard_error(Score("ties", "digits", "accuracy", 0.9, 100))
     0.03
     """
-    if accuracy is None or not count:
+    if score is None or not score.count:
         return None
-    return round(math.sqrt(max(0.0, accuracy * (1 - accuracy)) / count), 12)
+    return round(math.sqrt(max(0.0, score.value * (1 - score.value)) / score.count), 12)
 
 
 def _duration(seconds: float) -> str:

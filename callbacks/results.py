@@ -16,17 +16,24 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from lightning_modules.scores import Score
-from lightning_modules.variants import FINETUNED, PRETRAINED
+from lightning_modules.scores import Score, headlines
+from lightning_modules.variants import ENSEMBLE, FINETUNED, PRETRAINED
 from mergers.errors import SheetbendError
 
 # What merges are compared with.
-REFERENCES = (PRETRAINED, FINETUNED)
+REFERENCES = (PRETRAINED, FINETUNED, ENSEMBLE)
+BY_NAME = "joint_by_name"
 ORACLE_NOTE = (
     "* Joint columns of finetuned are an oracle: each example runs through its own task's adapter, "
     "so its task is known. The merged models are not told."
 )
-NORMALISED_NOTE = "norm. mean: mean over tasks of accuracy / finetuned accuracy."
+NORMALISED_NOTE = "norm. mean: mean over tasks of {0} / finetuned {0}."
+METRIC_WORDS = {
+    "matthews": "Matthews correlation",
+    "accuracy_and_f1": "mean of accuracy and F1",
+    "spearman": "Spearman's rho",
+    "f1": "mean F1 of words",
+}
 CSV_COLUMNS = ("variant", "task", "metric", "value", "count", "normalised")
 FORMAT = 1
 
@@ -78,19 +85,29 @@ class Results:
         """Every task, in order, without ``all``."""
         return tuple(dict.fromkeys(score.task for score in self.scores if score.task != "all"))
 
+    @cached_property
+    def _joint(self) -> dict[str, list[int]]:
+        found = (re.fullmatch(r"(joint\w*)_hits@(\d+)", score.metric) for score in self.scores)
+        pairs = sorted({(match[1], int(match[2])) for match in found if match})
+        return {space: [k for other, k in pairs if other == space] for space, _ in pairs}
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """The label spaces in which all tasks compete: ``joint``, and ``joint_by_name`` if it differs."""
+        return tuple(self._joint)
+
     @property
     def hits(self) -> tuple[int, ...]:
         """The k for which joint hits@k was measured, ascending."""
-        found = (re.fullmatch(r"joint_hits@(\d+)", score.metric) for score in self.scores)
-        return tuple(sorted({int(match[1]) for match in found if match}))
+        return tuple(self._joint.get("joint", ()))
 
     def score(self, variant: str, task: str, metric: str) -> Score | None:
         """Return the score as measured, or ``None``."""
         return self._by_key.get((variant, task, metric))
 
     def count(self, task: str) -> int | None:
-        """Return on how many examples of ``task`` accuracy was measured."""
-        counts = [s.count for s in self.scores if s.task == task and s.metric == "accuracy"]
+        """Return on how many examples of ``task`` its metric was measured."""
+        counts = [s.count for s in self.scores if s.task == task and s.metric == self.metric(task)]
         return counts[0] if counts else None
 
     @property
@@ -98,44 +115,61 @@ class Results:
         """The examples of all tasks together."""
         return sum(self.count(task) or 0 for task in self.tasks)
 
-    def accuracy(self, variant: str, task: str) -> float | None:
-        """Return the accuracy among the task's own labels."""
-        score = self.score(variant, task, "accuracy")
+    @cached_property
+    def _headlines(self) -> dict[str, str]:
+        return headlines(self.scores)
+
+    def metric(self, task: str) -> str | None:
+        """Return the name of the metric that stands for ``task`` in tables, ``accuracy`` for most."""
+        return self._headlines.get(task)
+
+    @property
+    def measure(self) -> str:
+        """What the tasks' values are in one word: ``accuracy``, or ``score`` where some have another metric."""
+        return "accuracy" if all(name == "accuracy" for name in self._headlines.values()) else "score"
+
+    def value(self, variant: str, task: str) -> float | None:
+        """Return the metric of ``task``, among the task's own labels."""
+        score = self.score(variant, task, self.metric(task) or "")
         return None if score is None else score.value
 
     def normalised(self, variant: str, task: str) -> float | None:
-        """Return accuracy / accuracy of ``finetuned`` on the same task of this run."""
-        accuracy, finetuned = self.accuracy(variant, task), self.accuracy("finetuned", task)
-        return None if accuracy is None or not finetuned else accuracy / finetuned
+        """Return the value / value of ``finetuned`` on the same task of this run."""
+        value, finetuned = self.value(variant, task), self.value("finetuned", task)
+        return None if value is None or not finetuned else value / finetuned
 
-    def mean_accuracy(self, variant: str) -> float | None:
-        """Return the mean over tasks of the accuracy; every task weighs the same."""
-        return _mean(self.accuracy(variant, task) for task in self.tasks)
+    def mean_value(self, variant: str) -> float | None:
+        """Return the mean over tasks of the value; every task weighs the same."""
+        return _mean(self.value(variant, task) for task in self.tasks)
 
     def mean_normalised(self, variant: str) -> float | None:
         """Return the mean over tasks of the per-task ratios (not the ratio of the means)."""
         return _mean(self.normalised(variant, task) for task in self.tasks)
 
-    def joint(self, variant: str, k: int, task: str = "all") -> float | None:
+    def joint(self, variant: str, k: int, task: str = "all", space: str = "joint") -> float | None:
         """Return hits@k where the labels of all tasks compete.
 
         Args:
             variant: the weights under test.
             k: the label counts as found among the k highest scores.
             task: a task's name; ``all`` for every example of every task; ``mean`` for the mean over tasks.
+            space: the label space; ``joint_by_name`` is the one in which equal names are one label.
         """
         if task == "mean":
-            return _mean(self.joint(variant, k, name) for name in self.tasks)
-        score = self.score(variant, task, f"joint_hits@{k}")
+            return _mean(self.joint(variant, k, name, space) for name in self.tasks)
+        score = self.score(variant, task, f"{space}_hits@{k}")
         return None if score is None else score.value
+
+    def _joint_pairs(self) -> list[tuple[str, int]]:
+        return [(space, k) for space, ks in self._joint.items() for k in ks]
 
     def to_json(self) -> str:
         """Return the scores, the derived averages and the metadata as JSON text."""
         derived = {
             name: {
-                "mean_accuracy": self.mean_accuracy(name),
+                f"mean_{self.measure}": self.mean_value(name),
                 "mean_normalised": self.mean_normalised(name),
-                **{f"mean_joint_hits@{k}": self.joint(name, k, "mean") for k in self.hits},
+                **{f"mean_{s}_hits@{k}": self.joint(name, k, "mean", s) for s, k in self._joint_pairs()},
             }
             for name in self.variants
         }
@@ -173,11 +207,15 @@ class Results:
         """Return tidy CSV text, one row a number; rows of task ``mean`` are derived."""
         rows = []
         for score in self.scores:
-            normalised = self.normalised(score.variant, score.task) if score.metric == "accuracy" else None
+            own = score.metric == self.metric(score.task)
+            normalised = self.normalised(score.variant, score.task) if own else None
             rows.append((*asdict(score).values(), normalised))
         for name in self.variants:
-            rows.append((name, "mean", "accuracy", self.mean_accuracy(name), "", self.mean_normalised(name)))
-            rows += [(name, "mean", f"joint_hits@{k}", self.joint(name, k, "mean"), "", None) for k in self.hits]
+            rows.append((name, "mean", self.measure, self.mean_value(name), "", self.mean_normalised(name)))
+            rows += [
+                (name, "mean", f"{space}_hits@{k}", self.joint(name, k, "mean", space), "", None)
+                for space, k in self._joint_pairs()
+            ]
         return csv_text(CSV_COLUMNS, (row for row in rows if row[3] is not None))
 
     @classmethod
@@ -224,17 +262,18 @@ class Column:
 
 
 def own_columns(results: Results) -> list[Column]:
-    """Return the accuracy of each task, their mean and, with ``finetuned`` at hand, the normalised mean."""
-    tasks = [Column(task, lambda name, task=task: results.accuracy(name, task)) for task in results.tasks]
+    """Return the value of each task, their mean and, with ``finetuned`` at hand, the normalised mean."""
+    tasks = [Column(task, lambda name, task=task: results.value(name, task)) for task in results.tasks]
     normalised = [Column("norm. mean", results.mean_normalised)] if "finetuned" in results.variants else []
-    return [*tasks, Column("mean", results.mean_accuracy), *normalised]
+    return [*tasks, Column("mean", results.mean_value), *normalised]
 
 
-def joint_columns(results: Results, task: str = "all") -> list[Column]:
-    """Return hits@k in the label space of all tasks, over all examples or (``mean``) averaged over tasks."""
+def joint_columns(results: Results, task: str = "all", space: str = "joint") -> list[Column]:
+    """Return hits@k in a label space of all tasks, over all examples or (``mean``) averaged over tasks."""
     suffix = "" if task == "all" else f" {task}"
     every = [
-        Column(f"hits@{k}{suffix}", lambda name, k=k: results.joint(name, k, task), joint=True) for k in results.hits
+        Column(f"hits@{k}{suffix}", lambda name, k=k: results.joint(name, k, task, space), joint=True)
+        for k in results.hits
     ]
     return [column for column in every if any(column.value(name) is not None for name in results.variants)]
 
@@ -254,7 +293,20 @@ def cells(results: Results, column: Column) -> dict[str, tuple[str, bool]]:
 def title(results: Results) -> str:
     """Return what the numbers are, in words."""
     split = {"val": "Validation"}.get(results.split, results.split.capitalize())
-    return f"{split} accuracy in %, {results.examples:,} examples of {counted(len(results.tasks), 'task')}"
+    return f"{split} {results.measure} in %, {results.examples:,} examples of {counted(len(results.tasks), 'task')}"
+
+
+def metrics_note(results: Results) -> str:
+    """Return which tasks have another metric than accuracy, in words; empty where none has.
+
+    >>> metrics_note(Results((Score("finetuned", "cola", "matthews", 0.5, 9),)))
+    'cola: Matthews correlation.'
+    """
+    other = {task: results.metric(task) for task in results.tasks if results.metric(task) not in ("accuracy", None)}
+    named = {name: [task for task, metric in other.items() if metric == name] for name in other.values()}
+    sentences = [f"{', '.join(tasks)}: {METRIC_WORDS.get(name, name)}" for name, tasks in named.items()]
+    rest = len(other) < len(results.tasks)
+    return "; ".join(sentences) + ("; the others: accuracy." if rest else ".") if sentences else ""
 
 
 def counted(number: int, noun: str) -> str:
@@ -277,7 +329,9 @@ def results_table(results: Results, chosen: Sequence[Column] | None = None, head
     chosen = own_columns(results) + joint_columns(results) if chosen is None else list(chosen)
     mixed = len({column.joint for column in chosen}) > 1
     oracle = "finetuned" in results.variants and any(column.joint for column in chosen)
-    notes = [NORMALISED_NOTE] * any(column.heading == "norm. mean" for column in chosen) + [ORACLE_NOTE] * oracle
+    notes = [metrics_note(results)] * any(column.heading in results.tasks for column in chosen)
+    notes += [NORMALISED_NOTE.format(results.measure)] * any(column.heading == "norm. mean" for column in chosen)
+    notes = [note for note in notes if note] + [ORACLE_NOTE] * oracle
     table = Table(
         title=title(results) if heading is None else heading,
         caption="\n".join(["", *notes]) if notes else None,
@@ -309,13 +363,20 @@ def results_view(results: Results, width: int) -> RenderableType:
     The joint label space then has a table of its own, which also tells the means over tasks. Where even the
     tasks' own accuracies do not fit beside their mean, the means go there too.
     """
-    table = results_table(results)
-    if _width(table) <= width:
-        return table
 
     def fits(chosen: list[Column]) -> bool:
         return _width(results_table(results, chosen)) <= width
 
+    table = results_table(results)
+    tables = [table] if _width(table) <= width else _narrow_tables(results, fits)
+    if BY_NAME in results.spaces:
+        by_name = joint_columns(results, "all", BY_NAME) + joint_columns(results, "mean", BY_NAME)
+        heading = "One label space for all tasks, labels of equal names as one"
+        tables += [results_table(results, chosen, heading) for chosen in _split(by_name, fits)]
+    return tables[0] if len(tables) == 1 else Group(*(part for table in tables for part in (table, "")))
+
+
+def _narrow_tables(results: Results, fits: Callable[[list[Column]], bool]) -> list[Table]:
     own = own_columns(results)
     joint = joint_columns(results) + joint_columns(results, "mean")
     heading = "One label space for all tasks, hits@k in %: over all examples, and mean over tasks"
@@ -325,7 +386,7 @@ def results_view(results: Results, width: int) -> RenderableType:
         heading = "Mean over tasks in %" + ("; joint: one label space for all tasks" if results.hits else "")
     tables = [results_table(results, chosen) for chosen in _split(own, fits)]
     tables += [results_table(results, chosen, heading) for chosen in _split(joint, fits)]
-    return Group(*(part for table in tables for part in (table, "")))
+    return tables
 
 
 def _width(table: Table) -> int:

@@ -4,8 +4,10 @@ import os
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Collection
-from typing import Any
+from itertools import combinations
+from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -23,7 +25,8 @@ class TaskDataModule(LightningDataModule):
     The order of a task's training examples depends on (seed, task) alone: training tasks together shows each of them
     the batches that training it alone would.
 
-    A subclass declares its tasks in `known_tasks` and loads one in `load`.
+    A subclass declares its tasks in `known_tasks` (or, where they come from its arguments, in `task_table`) and loads
+    one in `load`; what its examples are prepared with, such as a tokenizer, it takes from the model in `attach`.
 
     Args:
         tasks: names of the tasks, in the order of tables and turns.
@@ -36,6 +39,9 @@ class TaskDataModule(LightningDataModule):
             not depend on it.
     """
 
+    # Whether an example in two splits is an error, or, for data sets that are published so, a caveat of the results.
+    overlap: Literal["refuse", "report"] = "refuse"
+
     def __init__(
         self,
         tasks: list[str],
@@ -46,7 +52,7 @@ class TaskDataModule(LightningDataModule):
         seed: int | None = None,
     ):
         super().__init__()
-        known = self.known_tasks()
+        known = self.task_table()
         if not tasks:
             raise SheetbendError(f"data.tasks is empty; name some of {', '.join(known)}")
         for name in tasks:
@@ -78,13 +84,18 @@ class TaskDataModule(LightningDataModule):
         self._given_batches = batches_per_epoch
         self._splits: dict[str, dict[str, Split]] = {}
         self._fingerprints: dict[str, dict[str, str]] = {}
+        self._notes: dict[str, list[str]] = {}
         for task in self.tasks:
             self.check(task.name)
 
     @classmethod
-    @abstractmethod
     def known_tasks(cls) -> dict[str, Task]:
         """Return all tasks that can be named, by name; reads no data."""
+        return {}
+
+    def task_table(self) -> dict[str, Task]:
+        """Return the tasks that this datamodule can load, by name; reads no data."""
+        return self.known_tasks()
 
     @abstractmethod
     def load(self, task: str) -> dict[str, Split]:
@@ -93,18 +104,40 @@ class TaskDataModule(LightningDataModule):
     def check(self, task: str) -> None:
         """Raise `SheetbendError` if what ``task`` is read from is not installed; reads no data."""
 
+    def attach(self, module: Any) -> None:
+        """Take from the model (a LightningModule) what examples are prepared with; called before `load`."""
+
+    def note(self, task: str, sentence: str) -> None:
+        """Add a sentence on ``task`` to the caveats; to be called in `load`."""
+        self._notes.setdefault(task, []).append(f"{task}: {sentence}")
+
+    @property
+    def caveats(self) -> list[str]:
+        """What a reader of results should know of the tasks in use; whole after `setup`."""
+        return [sentence for task in self.tasks for sentence in self._notes.get(task.name, ())]
+
     def setup(self, stage: str | None = None) -> None:
         """Load every task once, and check that no example is in two splits of its task."""
         if self.trainer is not None and self.trainer.world_size > 1:
             raise SheetbendError(
                 f"trainer.devices makes {self.trainer.world_size} processes; tasks take turns on one device, give 1"
             )
+        if self.trainer is not None:
+            self.attach(self.trainer.lightning_module)
         for task in self.tasks:
             if task.name not in self._splits:
                 splits = self.load(task.name)
-                refuse_overlap(task.name, splits)
+                check_labels(task, splits)
+                self._check_overlap(task.name, splits)
                 self._fingerprints[task.name] = {name: fingerprint(splits[name]) for name in SPLITS}
                 self._splits[task.name] = splits
+
+    def _check_overlap(self, task: str, splits: dict[str, Split]) -> None:
+        for (first, second), count in overlaps(splits).items():
+            shared = f"its {first} and {second} splits share {count} example{'' if count == 1 else 's'}"
+            if self.overlap == "refuse":
+                raise SheetbendError(f"task {task}: {shared}; splits must not overlap")
+            self.note(task, f"{shared}, as the data are published.")
 
     def batches_per_epoch(self, task: str) -> int:
         """Return the training batches of ``task`` in one epoch; after `setup`."""
@@ -154,7 +187,7 @@ class TaskDataModule(LightningDataModule):
 
     def _eval_loaders(self, split: str) -> list[DataLoader]:
         return [
-            self._loader({name: data[split]}, EvalSampler(name, len(data[split]), self.eval_batch_size))
+            self._loader({name: data[split]}, EvalSampler(name, data[split].eval_order(), self.eval_batch_size))
             for name, data in self._splits.items()
         ]
 
@@ -186,12 +219,32 @@ class TaskDataModule(LightningDataModule):
                 )
 
 
-def refuse_overlap(task: str, splits: dict[str, Split]) -> None:
-    """Raise `SheetbendError` if an example is in two splits."""
-    seen: dict[bytes, str] = {}
-    for name in SPLITS:
-        for key in splits[name].example_keys():
-            if seen.setdefault(key, name) != name:
-                raise SheetbendError(
-                    f"task {task}: an example of its {name} split is in {seen[key]} too; splits must not overlap"
-                )
+def check_labels(task: Any, splits: dict[str, Split]) -> None:
+    """Raise `SheetbendError` for an empty split, or a label that is none of the classes that ``task`` has."""
+    for name, split in splits.items():
+        if len(split) == 0:
+            raise SheetbendError(f"task {task.name}: its {name} split has no examples; give it some")
+        if not isinstance(task, Task):  # answers in words have no classes
+            continue
+        absent = [task.class_names.index(one) for one in task.absent]
+        labels = split.labels
+        odd = (labels < 0) | (labels >= len(task.class_names)) | torch.isin(labels, torch.tensor(absent).long())
+        if odd.any():
+            row = int(odd.nonzero()[0])
+            raise SheetbendError(
+                f"task {task.name}: example {row} of its {name} split has the label {int(labels[row])}, but the task's "
+                f"labels are 0 to {len(task.class_names) - 1}{f' without {absent}' if absent else ''}; "
+                "mend the data, or name all classes"
+            )
+
+
+def overlaps(splits: dict[str, Split]) -> dict[tuple[str, str], int]:
+    """Count the examples of the later split that the earlier one has too, for each pair that shares some."""
+    keys = {name: splits[name].example_keys() for name in SPLITS}
+    counts = {}
+    for first, second in combinations(SPLITS, 2):
+        earlier = set(keys[first])
+        count = sum(key in earlier for key in keys[second])
+        if count:
+            counts[first, second] = count
+    return counts

@@ -279,7 +279,7 @@ class QuickstartDataModule(TaskDataModule):
             "scenes": "scenes: training and test crops come from different parts of the same six photographs.",
             "faces": "faces: 60 test pictures, so one picture is 1.7 points.",
         }
-        return [known[task.name] for task in self.tasks if task.name in known]
+        return [known[task.name] for task in self.tasks if task.name in known] + super().caveats
 
     @classmethod
     def known_tasks(cls) -> dict[str, Task]:

@@ -2,8 +2,9 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,15 @@ from mergers.errors import SheetbendError
 RESERVED = ("all", "mean")
 
 
+def check_task_name(name: str) -> None:
+    """Raise `SheetbendError` unless ``name`` can be a folder and a column of tables."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in RESERVED:
+        raise SheetbendError(
+            f"task name {name!r}: it names a folder and a column; use letters, digits, _ and -, "
+            f"and none of {', '.join(RESERVED)}"
+        )
+
+
 @dataclass(frozen=True)
 class Task:
     """One classification task.
@@ -22,21 +32,22 @@ class Task:
     Attributes:
         name: the name of its adapter, its column in tables and its folder on disk.
         class_names: what the labels 0, 1, ... mean, in words that fit the templates.
-        templates: prompts with ``{}`` for the class name.
+        templates: prompts with ``{}`` for the class name; none where a model has no text tower.
         label_set: tasks that name the same set share their classes in the joint label space; none: its own.
+        absent: classes of a shared label space that this task's examples never have; they are left out of the choice
+            in training and evaluation.
+        metric: the name of the number that stands for the task in tables: accuracy, matthews or accuracy_and_f1.
     """
 
     name: str
     class_names: tuple[str, ...]
-    templates: tuple[str, ...]
+    templates: tuple[str, ...] = ()
     label_set: str | None = None
+    absent: tuple[str, ...] = ()
+    metric: str = "accuracy"
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name) or self.name in RESERVED:
-            raise SheetbendError(
-                f"task name {self.name!r}: it names a folder and a column; use letters, digits, _ and -, "
-                f"and none of {', '.join(RESERVED)}"
-            )
+        check_task_name(self.name)
         repeated = sorted({name for name in self.class_names if self.class_names.count(name) > 1})
         if repeated or not self.class_names:
             raise SheetbendError(
@@ -45,6 +56,11 @@ class Task:
         for template in self.templates:
             if "{}" not in template:
                 raise SheetbendError(f"task {self.name}: template {template!r} has no {{}} for the class name")
+        for name in self.absent:
+            if name not in self.class_names:
+                raise SheetbendError(
+                    f"task {self.name}: absent class {name!r} is none of {', '.join(self.class_names)}"
+                )
 
 
 class TaskBatch(NamedTuple):
@@ -52,13 +68,16 @@ class TaskBatch(NamedTuple):
 
     Attributes:
         task: name of the task.
-        inputs: for images uint8 (B, 3, H, W); none in the empty turn of a task that has stopped.
+        inputs: for images uint8 (B, 3, H, W), for texts a map of int64 (B, L); none in the empty turn of a task that
+            has stopped.
         labels: int64 (B,), or none.
+        references: for generated text, the right answers; else none.
     """
 
     task: str
-    inputs: Tensor | None
+    inputs: Any
     labels: Tensor | None
+    references: list[str] | None = None
 
 
 class Split(Protocol):
@@ -73,11 +92,14 @@ class Split(Protocol):
     def __len__(self) -> int:
         """Return the number of examples."""
 
-    def batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Return inputs and labels of the examples at ``indices``."""
+    def batch(self, indices: list[int]) -> tuple:
+        """Return inputs and labels of the examples at ``indices``, and references where the task has them."""
 
-    def example_keys(self) -> list[bytes]:
-        """Return one key an example; two examples with one key are the same picture."""
+    def example_keys(self) -> Sequence[bytes]:
+        """Return one key an example; two examples with one key are the same picture or text."""
+
+    def eval_order(self) -> Sequence[int]:
+        """Return the order in which evaluation takes the examples; results do not depend on it."""
 
 
 class ArrayData:
@@ -110,9 +132,13 @@ class ArrayData:
         """Return a hash of each picture."""
         return [hashlib.sha256(picture.numpy().tobytes()).digest() for picture in self.inputs]
 
+    def eval_order(self) -> range:
+        """Return the order in which the examples stand."""
+        return range(len(self))
+
 
 def fingerprint(split: Split) -> str:
-    """Return a hash of a split's pictures and labels in their order, as 64 hexadecimal digits."""
+    """Return a hash of a split's examples and labels in their order, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for key in split.example_keys():
         digest.update(key)

@@ -1,6 +1,6 @@
 """The order of training batches: tasks take turns, and each sees its own examples in its own order."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -121,19 +121,25 @@ class TurnSampler(SequentialSampler):
 
 
 class EvalSampler(SequentialSampler):
-    """Keys of one task's examples in their order, ``batch_size`` at a time."""
+    """Keys of one task's examples, ``batch_size`` at a time.
 
-    def __init__(self, task: str, size: int, batch_size: int):
-        self.task, self.size, self.batch_size = task, size, batch_size
+    Args:
+        task: name of the task.
+        order: example indices in the order in which they come.
+        batch_size: examples a batch.
+    """
+
+    def __init__(self, task: str, order: Sequence[int], batch_size: int):
+        self.task, self.order, self.batch_size = task, order, batch_size
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return -(-self.size // self.batch_size)
+        return -(-len(self.order) // self.batch_size)
 
     def __iter__(self) -> Iterator[Key]:
         """Yield the keys."""
-        for start in range(0, self.size, self.batch_size):
-            yield self.task, list(range(start, min(start + self.batch_size, self.size)))
+        for start in range(0, len(self.order), self.batch_size):
+            yield self.task, list(self.order[start : start + self.batch_size])
 
 
 class BatchDataset(Dataset[TaskBatch]):

@@ -1,19 +1,19 @@
 """One frozen backbone, one LoRA adapter a task, trained in turn and tested in every variant."""
 
 import contextlib
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -21,11 +21,11 @@ from lightning_modules.adapter_folders import find_adapters, install_adapters
 from lightning_modules.backbones import base_name
 from lightning_modules.checks import check_number
 from lightning_modules.lora import LoRA, adapter_parameters, live_adapter, wrap
-from lightning_modules.metrics import Evaluator
-from lightning_modules.progress import TaskProgress, steps_of_each, warmup_cosine
-from lightning_modules.scores import Score
-from lightning_modules.variants import FINETUNED, PRETRAINED, Variant, finetuned, pretrained
-from mergers import Adapter, SheetbendError, weight_updates
+from lightning_modules.metrics import Meter
+from lightning_modules.progress import SCHEDULES, TaskProgress, steps_of_each
+from lightning_modules.scores import Score, headline_scores, headlines
+from lightning_modules.variants import FINETUNED, PRETRAINED, Variant, finetuned, merged_variant, pretrained, replaced
+from mergers import Adapter, SheetbendError
 from mergers.seeding import derive_seed
 
 
@@ -45,12 +45,21 @@ class LoRATasks(LightningModule, ABC):
         learning_rate: peak of AdamW's learning rate.
         weight_decay: AdamW's decoupled weight decay of the adapters.
         betas: AdamW's decay rates of the first and the second moment.
-        warmup_steps: optimiser steps of one task over which its learning rate rises from zero; a cosine to zero
-            over the rest of its steps follows.
+        warmup_steps: optimiser steps of one task over which its learning rate rises from zero.
+        warmup_ratio: the same as a share of the task's steps; where it is given, ``warmup_steps`` is 0.
+        schedule: what follows over the rest of the task's steps: a ``cosine`` to zero, a ``linear`` fall to zero, or
+            ``constant``.
+        label_smoothing: share of each label that is spread over all classes, in [0, 1).
         patience: validations in a row without a gain of ``min_delta`` after which a task stops; none: never.
-        min_delta: gain in validation accuracy (a fraction) that counts for ``patience``.
+        min_delta: gain in the validation score (accuracy, a fraction) that counts for ``patience``.
         adapters: adapters to start from instead of fresh ones: a folder with one PEFT folder a task in it, or a map
             from task name to PEFT folder. ``validate`` and ``test`` look in the run folder where none is given.
+        dtype: of the frozen backbone's weights; adapters and heads are trained in float32.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them: about a third
+            more time, far less memory.
+        merged_weights: how merged models are held while they are tested: ``dense`` copies of the weights that change,
+            ``branch`` for low-rank updates beside their layers where that takes less memory, or ``auto``: branches for
+            backbones of more than a thousand million parameters.
         seed: seeds initial values and dropout, together with the task's name; none takes the one given to
             ``seed_everything``, else 0.
     """
@@ -63,13 +72,25 @@ class LoRATasks(LightningModule, ABC):
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.999),
         warmup_steps: int = 0,
+        warmup_ratio: float = 0.0,
+        schedule: Literal["cosine", "linear", "constant"] = "cosine",
+        label_smoothing: float = 0.0,
         patience: int | None = None,
         min_delta: float = 1e-3,
         adapters: str | dict[str, str] | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        gradient_checkpointing: bool = False,
+        merged_weights: Literal["auto", "dense", "branch"] = "auto",
         seed: int | None = None,
     ):
         super().__init__()
         check_number("learning_rate", learning_rate, above=0)
+        check_number("warmup_ratio", warmup_ratio, least=0, below=1)
+        check_number("label_smoothing", label_smoothing, least=0, below=1)
+        if warmup_ratio and warmup_steps:
+            raise SheetbendError(
+                f"warmup_steps is {warmup_steps} and warmup_ratio {warmup_ratio}; give one, and 0 for the other"
+            )
         check_number("patience", 1 if patience is None else patience, least=1)
         for name, value in (("weight_decay", weight_decay), ("warmup_steps", warmup_steps), ("min_delta", min_delta)):
             check_number(name, value, least=0)
@@ -81,9 +102,15 @@ class LoRATasks(LightningModule, ABC):
         self.weight_decay = weight_decay
         self.betas = betas
         self.warmup_steps = warmup_steps
+        self.warmup_ratio = warmup_ratio
+        self.schedule = schedule
+        self.label_smoothing = label_smoothing
         self.patience = patience
         self.min_delta = min_delta
         self.adapter_source = adapters
+        self.backbone_dtype = getattr(torch, dtype)
+        self.gradient_checkpointing = gradient_checkpointing
+        self.merged_weights = merged_weights
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.strict_loading = False  # checkpoints hold the adapters, not the frozen base
 
@@ -93,7 +120,8 @@ class LoRATasks(LightningModule, ABC):
         self.best: dict[str, dict[str, Tensor]] = {}
         self.improved: tuple[str, ...] = ()
         self.variants: dict[str, Variant] = {FINETUNED: finetuned()}
-        self.evaluator: Evaluator | None = None
+        self.evaluator: Meter | None = None
+        self._absent: dict[str, Tensor] = {}
         self._scores: list[Score] = []
         self._stepping: str | None = None
 
@@ -108,7 +136,7 @@ class LoRATasks(LightningModule, ABC):
         """Make the heads of ``tasks``."""
 
     @abstractmethod
-    def build_evaluator(self, tasks: Sequence[Any]) -> Evaluator:
+    def build_evaluator(self, tasks: Sequence[Any]) -> Meter:
         """Make the metrics of ``tasks``."""
 
     @abstractmethod
@@ -119,17 +147,33 @@ class LoRATasks(LightningModule, ABC):
     def logits(self, features: Tensor, task: str) -> Tensor:
         """Return the logits (N, C) of the classes of ``task``."""
 
-    def joint_logits(self, features: Tensor) -> Tensor | None:
-        """Return the logits (N, J) of the classes of all tasks, or none where they share no label space."""
-        return None
+    def joint_logits(self, features: Tensor) -> dict[str, Tensor]:
+        """Return the logits (N, J) of the classes of all tasks in each joint label space; empty where there is none."""
+        return {}
+
+    def task_parameters(self, task: str) -> dict[str, nn.Parameter]:
+        """Return what is trained for ``task`` alone, by its name in this module: its adapter, and its head if any."""
+        return {f"model.{name}": p for name, p in adapter_parameters(self.model, task).items()}
 
     def head_tensors(self, task: str) -> dict[str, Tensor]:
         """Return the head of ``task`` as tensors to save beside its adapter."""
         return {}
 
     def loss(self, features: Tensor, labels: Tensor, task: str) -> Tensor:
-        """Return the training loss, a scalar: cross entropy over the task's classes."""
-        return nn.functional.cross_entropy(self.logits(features, task), labels)
+        """Return the training loss, a scalar: cross entropy over the classes that the task has."""
+        logits = self.task_logits(features, task)
+        loss = nn.functional.cross_entropy(logits, labels)
+        if not self.label_smoothing:
+            return loss
+        present = torch.isfinite(logits[0].detach())
+        spread = -logits.log_softmax(-1)[:, present].mean()
+        return (1 - self.label_smoothing) * loss + self.label_smoothing * spread
+
+    def task_logits(self, features: Tensor, task: str) -> Tensor:
+        """Return `logits`, minus infinity for the classes that the task's examples never have."""
+        logits = self.logits(features, task)
+        absent = self._absent.get(task)
+        return logits if absent is None else logits.index_fill(-1, absent.to(logits.device), -math.inf)
 
     # Building.
 
@@ -170,10 +214,22 @@ class LoRATasks(LightningModule, ABC):
             self.model = wrap(backbone, configs, self.seed)
         else:
             self.model = install_adapters(backbone, folders, self.base_name)
+        if self.gradient_checkpointing:
+            self._checkpoint_activations()
         self.tasks = tuple(tasks)
         self.progress = {name: TaskProgress() for name in names}
+        absent = {task.name: [task.class_names.index(name) for name in getattr(task, "absent", ())] for task in tasks}
+        self._absent = {name: torch.tensor(columns) for name, columns in absent.items() if columns}
         self.build_heads(tasks)
         self.evaluator = self.build_evaluator(tasks)
+
+    def _checkpoint_activations(self) -> None:
+        backbone = self.model.get_base_model()
+        if not hasattr(backbone, "gradient_checkpointing_enable"):
+            raise SheetbendError(
+                f"gradient_checkpointing is true, but {type(backbone).__name__} has none; leave it out"
+            )
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
 
     # Training.
 
@@ -212,22 +268,21 @@ class LoRATasks(LightningModule, ABC):
         max_epochs, max_steps = self.trainer.max_epochs, self.trainer.max_steps
         if max_steps == -1 and max_epochs in (-1, None):
             raise SheetbendError(
-                "trainer.max_epochs is -1 and trainer.max_steps too; the cosine schedule needs a length, give one"
+                "trainer.max_epochs is -1 and trainer.max_steps too; the schedule needs a length, give one of them"
             )
         totals = steps_of_each(per_epoch, -1 if max_epochs is None else max_epochs, max_steps)
+        warmup = {name: self.warmup_steps or round(self.warmup_ratio * total) for name, total in totals.items()}
         for name, total in totals.items():
-            if total <= self.warmup_steps:
+            if total <= warmup[name]:
                 rank_zero_warn(
-                    f"task {name}: {total} steps in all, warmup_steps is {self.warmup_steps}: its learning rate "
+                    f"task {name}: {total} steps in all, warmup_steps is {warmup[name]}: its learning rate "
                     "never reaches its peak"
                 )
-        groups = [
-            {"params": list(adapter_parameters(self.model, name).values()), "name": name} for name in self.task_names
-        ]
+        groups = [{"params": list(self.task_parameters(name).values()), "name": name} for name in self.task_names]
         optimizer = AdamW(groups, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay)
 
         def factor(name: str, _: int) -> float:
-            return warmup_cosine(self.progress[name].steps, totals[name], self.warmup_steps)
+            return SCHEDULES[self.schedule](self.progress[name].steps, totals[name], warmup[name])
 
         factors = [_bind(factor, name) for name in self.task_names]
         return {
@@ -238,6 +293,10 @@ class LoRATasks(LightningModule, ABC):
                 "name": "learning_rate",
             },
         }
+
+    def metric(self, task: str) -> str:
+        """Return the name of the metric that stands for ``task``."""
+        return headlines(self._scores).get(task, "accuracy")
 
     @property
     def finished_tasks(self) -> tuple[str, ...]:
@@ -256,7 +315,7 @@ class LoRATasks(LightningModule, ABC):
     def restore_best(self) -> None:
         """Load each task's best adapter so far."""
         for name, state in self.best.items():
-            for key, parameter in adapter_parameters(self.model, name).items():
+            for key, parameter in self.task_parameters(name).items():
                 parameter.data.copy_(state[key])
 
     def _stop_if_all_finished(self) -> None:
@@ -270,30 +329,48 @@ class LoRATasks(LightningModule, ABC):
         self.variants = {PRETRAINED: pretrained(), FINETUNED: finetuned(), **merged}
 
     def variant(self, description: str, merged: Adapter) -> Variant:
-        """Return the base model plus the updates of ``merged``, added in float32, as a `Variant`."""
-        parameters = dict(self.model.named_parameters())
-        weights = {}
-        for name, delta in weight_updates(merged, self.model).items():
-            base = parameters[name].detach()
-            weights[f"model.{name}"] = (base.float() + delta.to(base.device)).to(base.dtype)
-        return Variant(description, weights)
+        """Return the base model plus the updates of ``merged`` as a `Variant`."""
+        large = sum(p.numel() for p in self.model.get_base_model().parameters()) > 1e9
+        branches = self.merged_weights == "branch" or (self.merged_weights == "auto" and large)
+        return merged_variant(description, merged, self.model, branches)
+
+    @contextlib.contextmanager
+    def using(self, variant: Variant, task: str) -> Iterator[None]:
+        """Let the backbone run as ``variant``, on examples of ``task``."""
+        if variant.own_adapter:
+            self.activate(task)
+            yield
+        else:
+            with self.model.disable_adapter(), replaced(self.model, variant):
+                yield
 
     @torch.no_grad()
     def features_of(self, variant: Variant, inputs: Any, task: str) -> Tensor:
         """Run ``inputs`` of ``task`` through ``variant``; return features (N, d)."""
-        if variant.own_adapter:
-            self.activate(task)
+        with self.using(variant, task):
             return self(inputs)
-        if variant.weights is None:
-            raise RuntimeError(f"the weights of this variant have been let go: {variant.description}")
-        with self.model.disable_adapter():
-            return functional_call(self, variant.weights, (inputs,))
+
+    @torch.no_grad()
+    def evaluate(self, name: str, variant: Variant, batch: Any) -> None:
+        """Run one batch through ``variant`` and count what comes out under ``name``."""
+        if variant.ensemble:
+            self._evaluate_ensemble(name, batch)
+            return
+        features = self.features_of(variant, batch.inputs, batch.task)
+        logits, joint = self.task_logits(features, batch.task), self.joint_logits(features)
+        self.evaluator.update(name, batch.task, logits, joint, batch.labels)
+
+    def _evaluate_ensemble(self, name: str, batch: Any) -> None:
+        largest: dict[str, Tensor] = {}
+        for task in self.task_names:
+            self.activate(task)
+            for space, logits in self.joint_logits(self(batch.inputs)).items():
+                largest[space] = torch.maximum(largest[space], logits) if space in largest else logits
+        self.evaluator.update(name, batch.task, None, largest, batch.labels)
 
     def _evaluate(self, batch: Any) -> None:
         for name, variant in self.variants.items():
-            features = self.features_of(variant, batch.inputs, batch.task)
-            logits, joint = self.logits(features, batch.task), self.joint_logits(features)
-            self.evaluator.update(name, batch.task, logits, joint, batch.labels)
+            self.evaluate(name, variant, batch)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Run one batch through every variant."""
@@ -324,20 +401,20 @@ class LoRATasks(LightningModule, ABC):
 
     def _log_scores(self, stage: str) -> None:
         # For the progress bar and for callbacks that monitor; ResultsCallback writes the curves of all variants.
-        own = [s for s in self._scores if s.variant == FINETUNED and s.metric == "accuracy"]
+        own = [score for score in headline_scores(self._scores) if score.variant == FINETUNED]
         for score in own:
-            self.log(f"{stage}_accuracy/{score.task}", score.value, logger=False)
+            self.log(f"{stage}_{score.metric}/{score.task}", score.value, logger=False)
         if own:
-            self.log(f"{stage}_accuracy", sum(s.value for s in own) / len(own), prog_bar=True, logger=False)
+            self.log(f"{stage}_score", sum(s.value for s in own) / len(own), prog_bar=True, logger=False)
 
     def _keep_best(self) -> None:
         improved = []
-        for score in self._scores:
-            if score.variant != FINETUNED or score.metric != "accuracy" or self.progress[score.task].finished:
+        for score in headline_scores(self._scores):
+            if score.variant != FINETUNED or self.progress[score.task].finished:
                 continue
             if self.progress[score.task].record(score.value, self.min_delta, self.patience):
                 improved.append(score.task)
-                parameters = adapter_parameters(self.model, score.task)
+                parameters = self.task_parameters(score.task)
                 self.best[score.task] = {key: p.detach().cpu().clone() for key, p in parameters.items()}
         self.improved = tuple(improved)
         self._stop_if_all_finished()
@@ -354,7 +431,7 @@ class LoRATasks(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the adapters, their best states and each task's progress; the frozen base is left out."""
-        keep = {f"model.{key}" for name in self.task_names for key in adapter_parameters(self.model, name)}
+        keep = {key for name in self.task_names for key in self.task_parameters(name)}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
         checkpoint["tasks"] = {name: asdict(progress) for name, progress in self.progress.items()}
         checkpoint["best"] = self.best
@@ -366,9 +443,7 @@ class LoRATasks(LightningModule, ABC):
             raise SheetbendError(
                 f"checkpoint holds the tasks {saved}, this run has {', '.join(self.task_names)}; give the same tasks"
             )
-        expected = {
-            f"model.{k}": p.shape for n in self.task_names for k, p in adapter_parameters(self.model, n).items()
-        }
+        expected = {key: p.shape for name in self.task_names for key, p in self.task_parameters(name).items()}
         found = {key: value.shape for key, value in checkpoint["state_dict"].items()}
         if found != expected:
             key = next(iter(dict(set(expected.items()) ^ set(found.items()))))
@@ -380,7 +455,7 @@ class LoRATasks(LightningModule, ABC):
         self.best = checkpoint["best"]
         if self.trainer.state.fn != "fit":  # measured are the best adapters, as from their folders
             for state in self.best.values():
-                checkpoint["state_dict"].update({f"model.{key}": value for key, value in state.items()})
+                checkpoint["state_dict"].update(state)
 
 
 def _bind(function: Any, name: str) -> Any:

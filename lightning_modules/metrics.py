@@ -1,37 +1,58 @@
 """Metrics of every (variant, task), filled batch by batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryF1Score,
+    MulticlassAccuracy,
+    MulticlassMatthewsCorrCoef,
+)
 
+from datamodules.label_space import JointLabels
 from lightning_modules.scores import Score
+from mergers import SheetbendError
 
-JOINT_K = (1, 3, 5)
+JOINT_K = (1, 3, 5, 10)
 
 
-class Evaluator:
-    """Accuracy over a task's own classes, and Hits@k over the classes of all tasks, for each variant.
+def _accuracy(classes: int) -> Metric:
+    return MulticlassAccuracy(classes, average="micro", validate_args=False)
 
-    Args:
-        class_counts: number of classes of each task.
-        joint_columns: for each task, the joint class index of each of its classes, (C,) int64; none where tasks
-            share no label space.
-        joint_count: number of joint classes.
+
+def _matthews(classes: int) -> Metric:
+    return MulticlassMatthewsCorrCoef(classes, validate_args=False)
+
+
+def _accuracy_and_f1(classes: int) -> Metric:
+    if classes != 2:
+        raise SheetbendError(f"metric accuracy_and_f1 is for two classes, the task has {classes}; choose accuracy")
+    return (BinaryAccuracy(validate_args=False) + BinaryF1Score(validate_args=False)) / 2
+
+
+# What may stand for a task, made for its number of classes: a metric of predicted and true class, both (N,) int64.
+# accuracy_and_f1 is GLUE's mean of both, F1 of class 1.
+METRICS: dict[str, Callable[[int], Metric]] = {
+    "accuracy": _accuracy,
+    "matthews": _matthews,
+    "accuracy_and_f1": _accuracy_and_f1,
+}
+
+
+class Meter:
+    """Metrics by (variant, task, name), with the examples that each has seen.
+
+    The first metric of a task that is not a joint one stands for the task: see `lightning_modules.scores`.
     """
 
-    def __init__(
-        self,
-        class_counts: dict[str, int],
-        joint_columns: dict[str, Sequence[int]] | None = None,
-        joint_count: int = 0,
-    ):
-        self.class_counts = class_counts
-        self.joint_columns = joint_columns
-        self.joint_count = joint_count
-        self._metrics: dict[tuple[str, str, str], MulticlassAccuracy] = {}
-        self._seen: dict[tuple[str, str], int] = {}
+    def __init__(self) -> None:
+        self._metrics: dict[tuple[str, str, str], Metric] = {}
+        self._seen: dict[tuple[str, str, str], int] = {}
 
     def reset(self) -> None:
         """Forget everything measured."""
@@ -39,43 +60,80 @@ class Evaluator:
         self._seen.clear()
 
     @torch.no_grad()
-    def update(self, variant: str, task: str, logits: Tensor, joint_logits: Tensor | None, labels: Tensor) -> None:
-        """Count one batch.
+    def count(
+        self, variant: str, task: str, name: str, make: Callable[[], Metric], values: Sequence[Tensor], size: int
+    ) -> None:
+        """Give one batch to a metric.
 
         Args:
-            variant: name of the weights that gave the logits.
+            variant: name of the weights under test.
             task: name of the task that the batch came from.
-            logits: (N, C) over the task's own classes.
-            joint_logits: (N, J) over all classes, or none.
-            labels: (N,) int64 indices of the task's own classes.
+            name: name of the metric in results.
+            make: makes the metric where it comes up for the first time.
+            values: what its ``update`` takes; the metric lives on the device of the first.
+            size: examples in the batch.
         """
-        self._metric(variant, task, "accuracy", self.class_counts[task], 1, logits).update(logits, labels)
-        if joint_logits is not None:
-            joint_labels = torch.as_tensor(self.joint_columns[task], device=labels.device)[labels]
-            for k in JOINT_K:
-                if k < self.joint_count:
-                    metric = self._metric(variant, task, f"joint_hits@{k}", self.joint_count, k, joint_logits)
-                    metric.update(joint_logits, joint_labels)
-        self._seen[variant, task] = self._seen.get((variant, task), 0) + len(labels)
-
-    def _metric(self, variant: str, task: str, name: str, classes: int, k: int, like: Tensor) -> MulticlassAccuracy:
         key = (variant, task, name)
         if key not in self._metrics:
-            metric = MulticlassAccuracy(classes, top_k=k, average="micro", validate_args=False)
-            self._metrics[key] = metric.to(like.device)
-        return self._metrics[key]
+            self._metrics[key] = make().to(values[0].device)
+        self._metrics[key].update(*values)
+        self._seen[key] = self._seen.get(key, 0) + size
 
     def scores(self) -> list[Score]:
         """Return what was measured, in the order in which it first came up; joint metrics over all examples last."""
-        scores = [
-            Score(variant, task, name, float(metric.compute()), self._seen[variant, task])
-            for (variant, task, name), metric in self._metrics.items()
-        ]
+        scores = [Score(*key, float(metric.compute()), self._seen[key]) for key, metric in self._metrics.items()]
         pooled: dict[tuple[str, str], tuple[float, int]] = {}
         for score in scores:
-            if score.metric.startswith("joint_"):
+            if score.joint:
                 hits, count = pooled.get((score.variant, score.metric), (0.0, 0))
                 pooled[score.variant, score.metric] = (hits + score.value * score.count, count + score.count)
         return scores + [
             Score(variant, "all", name, hits / count, count) for (variant, name), (hits, count) in pooled.items()
         ]
+
+
+class Evaluator(Meter):
+    """Each task's metric over its own classes, and Hits@k in joint label spaces, for each variant.
+
+    A task with another metric than accuracy has its accuracy measured too.
+
+    Args:
+        tasks: objects with ``name``, ``class_names`` and ``metric``.
+        joint: joint label spaces by the name they have in metrics: ``joint`` gives ``joint_hits@k``.
+    """
+
+    def __init__(self, tasks: Sequence[Any], joint: Mapping[str, JointLabels] | None = None):
+        super().__init__()
+        self.tasks = {task.name: task for task in tasks}
+        self.joint = dict(joint or {})
+        for task in tasks:
+            if task.metric not in METRICS:
+                raise SheetbendError(f"task {task.name}: unknown metric {task.metric!r}; known: {', '.join(METRICS)}")
+            METRICS[task.metric](len(task.class_names))
+
+    @torch.no_grad()
+    def update(
+        self, variant: str, task: str, logits: Tensor | None, joint_logits: Mapping[str, Tensor], labels: Tensor
+    ) -> None:
+        """Count one batch.
+
+        Args:
+            variant: name of the weights that gave the logits.
+            task: name of the task that the batch came from.
+            logits: (N, C) over the task's own classes; none where a variant is measured in joint spaces alone.
+            joint_logits: (N, J) over all classes of each joint space.
+            labels: (N,) int64 indices of the task's own classes.
+        """
+        own = self.tasks[task]
+        if logits is not None:
+            predicted = logits.argmax(-1)
+            for name in dict.fromkeys((own.metric, "accuracy")):
+                make = partial(METRICS[name], len(own.class_names))
+                self.count(variant, task, name, make, (predicted, labels), len(labels))
+        for space, values in joint_logits.items():
+            joint = self.joint[space]
+            joint_labels = torch.as_tensor(joint.columns[task], device=labels.device)[labels]
+            for k in JOINT_K:
+                if k < len(joint):
+                    make = partial(MulticlassAccuracy, len(joint), top_k=k, average="micro", validate_args=False)
+                    self.count(variant, task, f"{space}_hits@{k}", make, (values, joint_labels), len(labels))

@@ -11,7 +11,7 @@ class TaskProgress:
     Attributes:
         batches: training batches seen.
         steps: optimiser steps taken.
-        best: best validation accuracy so far, a fraction; -1 before the first validation.
+        best: best validation score so far, a fraction or a correlation; -2 before the first validation.
         best_batches: training batches seen when the best was measured.
         waited: validations since the best one.
         finished: whether the task has stopped early.
@@ -19,21 +19,21 @@ class TaskProgress:
 
     batches: int = 0
     steps: int = 0
-    best: float = -1.0
+    best: float = -2.0
     best_batches: int = 0
     waited: int = 0
     finished: bool = False
 
-    def record(self, accuracy: float, min_delta: float, patience: int | None) -> bool:
+    def record(self, score: float, min_delta: float, patience: int | None) -> bool:
         """Note one validation; return whether it is the best so far.
 
-        The best adapter is the one of the highest accuracy, the earlier of two equals. A gain below ``min_delta``
+        The best adapter is the one of the highest score, the earlier of two equals. A gain below ``min_delta``
         still counts as waiting. The task is finished after ``patience`` validations without such a gain.
         """
-        improved = accuracy > self.best
-        self.waited = 0 if accuracy >= self.best + min_delta and improved else self.waited + 1
+        improved = score > self.best
+        self.waited = 0 if score >= self.best + min_delta and improved else self.waited + 1
         if improved:
-            self.best, self.best_batches = accuracy, self.batches
+            self.best, self.best_batches = score, self.batches
         self.finished = patience is not None and self.waited >= patience
         return improved
 
@@ -51,6 +51,29 @@ def warmup_cosine(step: int, total: int, warmup: int) -> float:
     if step >= total:
         return 0.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def warmup_linear(step: int, total: int, warmup: int) -> float:
+    """Return the factor on the learning rate at ``step`` (0-based) of ``total``: a linear rise, then a linear fall.
+
+    >>> [round(warmup_linear(step, total=6, warmup=2), 3) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return max(0.0, (total - step) / max(1, total - warmup))
+
+
+def warmup_constant(step: int, total: int, warmup: int) -> float:
+    """Return the factor on the learning rate at ``step`` (0-based) of ``total``: a linear rise, then one.
+
+    >>> [warmup_constant(step, total=4, warmup=2) for step in range(4)]
+    [0.5, 1.0, 1.0, 1.0]
+    """
+    return (step + 1) / warmup if step < warmup else 1.0
+
+
+SCHEDULES = {"cosine": warmup_cosine, "linear": warmup_linear, "constant": warmup_constant}
 
 
 def steps_of_each(steps_per_epoch: dict[str, int], max_epochs: int, max_steps: int) -> dict[str, int]:

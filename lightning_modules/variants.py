@@ -1,11 +1,19 @@
 """Named sets of weights that the evaluation loop runs every batch through."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from mergers import Adapter, LowRankUpdate
+from mergers.models import iter_weight_updates, match_parameters
 
 PRETRAINED = "pretrained"
 FINETUNED = "finetuned"
+ENSEMBLE = "ensemble"
 
 
 @dataclass(frozen=True)
@@ -16,12 +24,20 @@ class Variant:
         description: one line for the report: what the weights are and with which settings they were made.
         weights: tensors that replace those of the base model, by parameter name; empty: the base itself; None: they
             have been let go, and only the description is left.
-        own_adapter: each batch runs through the adapter of its own task, and ``weights`` is not used.
+        branches: updates that are added as a branch beside a layer instead, by the layer's name: A (r, in), B (out, r).
+        own_adapter: each batch runs through the adapter of its own task, and nothing is replaced.
+        ensemble: each batch runs through the adapters of all tasks; the largest logit of a joint class counts.
     """
 
     description: str
     weights: dict[str, Tensor] | None = field(default_factory=dict, repr=False)
+    branches: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     own_adapter: bool = False
+    ensemble: bool = False
+
+    def released(self) -> "Variant":
+        """Return the variant without its tensors."""
+        return Variant(self.description, None, {}, self.own_adapter, self.ensemble)
 
 
 def pretrained() -> Variant:
@@ -32,3 +48,87 @@ def pretrained() -> Variant:
 def finetuned() -> Variant:
     """Return the adapters before merging, each on its own task."""
     return Variant("each task through its own adapter", own_adapter=True)
+
+
+def ensemble() -> Variant:
+    """Return all adapters together, in joint label spaces."""
+    return Variant("every adapter on every example; the largest logit of each joint label counts", ensemble=True)
+
+
+def merged_variant(
+    description: str, merged: Adapter, model: nn.Module, branches: bool = False, prefix: str = ""
+) -> Variant:
+    """Return ``model`` plus the updates of ``merged``.
+
+    Args:
+        description: one line for the report.
+        merged: the updates; one is made dense at a time.
+        model: the base model, with or without adapters of its own, which stay out of it.
+        branches: keep low-rank updates of linear layers as branches in the dtype of the layer: r (in + out) numbers
+            instead of in * out. Where they would not be fewer, and for all other updates, the sum is made in float32
+            and rounded to the parameter's dtype.
+        prefix: what stands before the model's names in those of the variant.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    places = match_parameters(merged, model)
+    beside: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, update in merged.items() if branches else ():
+        layer = places[name].removesuffix(".weight").removesuffix(".base_layer")
+        owner = model.get_submodule(places[name].removesuffix(".weight"))
+        if not isinstance(owner, nn.Linear) or not isinstance(update, LowRankUpdate):
+            continue
+        if update.rank * sum(update.shape) < update.shape[0] * update.shape[1]:
+            weight = owner.weight
+            factors = (update.A, update.B.float() * update.scale)
+            beside[f"{prefix}{layer}"] = tuple(factor.to(weight.device, weight.dtype) for factor in factors)
+            places.pop(name)
+    dense = Adapter({name: merged[name] for name in places}, name=merged.name, metadata=merged.metadata)
+    weights = {}
+    for name, delta in iter_weight_updates(dense, model) if dense else ():
+        base = parameters[name].detach()
+        weights[f"{prefix}{name}"] = (base.float() + delta).to(base.dtype)
+    return Variant(description, weights, beside)
+
+
+@contextlib.contextmanager
+def replaced(model: nn.Module, variant: Variant) -> Iterator[None]:
+    """Give ``model`` the weights and branches of ``variant``, and take them away again.
+
+    A parameter that several layers share is replaced in all of them.
+
+    Args:
+        model: holds the parameters and layers that ``variant`` names.
+        variant: what to put in their place; the tensors are used, not copied.
+
+    Raises:
+        RuntimeError: the variant's weights have been let go.
+    """
+    if variant.weights is None:
+        raise RuntimeError(f"the weights of this variant have been let go: {variant.description}")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    values = {id(parameters[name]): value for name, value in variant.weights.items()}
+    kept: list[tuple[dict[str, Any], str, nn.Parameter]] = []
+    hooks = []
+    try:
+        for module in model.modules() if values else ():
+            # Not through .data: in inference mode tensors made elsewhere could not take its place.
+            for name, parameter in module._parameters.items():
+                if id(parameter) in values:
+                    kept.append((module._parameters, name, parameter))
+        for owner, name, parameter in kept:
+            owner[name] = values[id(parameter)]
+        for name, (a, b) in variant.branches.items():
+            hooks.append(model.get_submodule(name).register_forward_hook(_branch(a, b)))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for owner, name, parameter in kept:
+            owner[name] = parameter
+
+
+def _branch(a: Tensor, b: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + linear(linear(inputs[0].to(a.dtype), a), b).to(output.dtype)
+
+    return add

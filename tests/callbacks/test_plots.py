@@ -63,8 +63,8 @@ def test_bars_are_the_accuracies(drawn):
     results = Results(tuple(scores()))
     heights = {container.get_label(): [bar.get_height() for bar in container] for container in axes.containers}
     assert list(heights) == list(MERGES)
-    expected = [100 * results.accuracy("knots-ties", task) for task in TASKS]
-    assert heights["knots-ties"] == pytest.approx([*expected, 100 * results.mean_accuracy("knots-ties")])
+    expected = [100 * results.value("knots-ties", task) for task in TASKS]
+    assert heights["knots-ties"] == pytest.approx([*expected, 100 * results.mean_value("knots-ties")])
     labels = [text.get_text() for text in drawn["bars.png"].legends[0].get_texts()]
     assert labels == ["finetuned", "pretrained", *MERGES]
 

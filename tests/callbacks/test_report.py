@@ -317,9 +317,9 @@ def test_every_number_of_a_test_has_its_tag():
 
 
 def test_standard_error():
-    assert standard_error(0.5, 100) == 0.05
-    assert standard_error(None, 100) is None
-    assert standard_error(1.0, 10) == 0.0
+    assert standard_error(Score("ties", "digits", "accuracy", 0.5, 100)) == 0.05
+    assert standard_error(None) is None
+    assert standard_error(Score("ties", "digits", "accuracy", 1.0, 10)) == 0.0
 
 
 def test_repeat_command(monkeypatch, tmp_path):

@@ -45,9 +45,9 @@ def test_derived_numbers():
     assert results.merged == ("ties", "knots-ties")
     assert results.tasks == ("digits", "fashion-mnist")
     assert (results.hits, results.examples, results.count("fashion-mnist")) == ((1, 3, 5), 400, 300)
-    assert results.accuracy("ties", "digits") == 0.6
+    assert results.value("ties", "digits") == 0.6
     assert results.normalised("ties", "digits") == pytest.approx(0.75)
-    assert results.mean_accuracy("ties") == pytest.approx(0.54)
+    assert results.mean_value("ties") == pytest.approx(0.54)
     # The mean of the ratios 0.75 and 0.96; the ratio of the means would be 0.8308.
     assert results.mean_normalised("ties") == pytest.approx(0.855)
     assert results.mean_normalised("finetuned") == 1.0
@@ -56,13 +56,47 @@ def test_derived_numbers():
     assert results.joint("ties", 1, "mean") == pytest.approx(0.6 * 0.54)
 
 
+def test_each_task_is_stood_for_by_its_own_metric():
+    scores = [
+        Score(variant, task, metric, value, 10)
+        for variant, values in {"finetuned": (0.5, 0.9, 0.8), "ties": (-0.25, 0.6, 0.4)}.items()
+        for task, metric, value in zip(
+            ("cola", "cola", "sst2"), ("matthews", "accuracy", "accuracy"), values, strict=True
+        )
+    ]
+    results = Results(tuple(scores))
+    assert (results.metric("cola"), results.metric("sst2"), results.measure) == ("matthews", "accuracy", "score")
+    assert results.value("ties", "cola") == -0.25
+    assert results.mean_normalised("ties") == pytest.approx((-0.5 + 0.5) / 2)
+    text = " ".join(shown(results_table(results)).split())
+    assert "score in %" in text and "-25.0" in text
+    assert "cola: Matthews correlation; the others: accuracy." in text
+    rows = [line.split(",") for line in results.to_csv().splitlines()]
+    assert ["ties", "cola", "matthews", "-0.25", "10", "-0.5"] in rows
+    assert ["ties", "cola", "accuracy", "0.6", "10", ""] in rows
+    assert Results.from_json(results.to_json()).mean_value("ties") == results.mean_value("ties")
+    curves = Curves().record(5, 0, scores)
+    assert curves.measure == "score" and curves.line("ties", "cola") == {5: -0.25}
+
+
+def test_labels_of_equal_names_as_one_label_have_columns_of_their_own():
+    extra = [Score("ties", task, "joint_by_name_hits@1", 0.7, 100) for task in ("digits", "all")]
+    results = Results((*make().scores, *extra))
+    assert results.spaces == ("joint", "joint_by_name")
+    assert results.joint("ties", 1, space="joint_by_name") == 0.7
+    assert results.joint("ties", 1) == make().joint("ties", 1)
+    for width in (60, 200):
+        assert "labels of equal names as one" in " ".join(shown(results_view(results, width)).split())
+        assert "labels of equal names" not in " ".join(shown(results_view(make(), width)).split())
+
+
 def test_nothing_is_derived_from_what_is_not_there():
     without = Results(tuple(score for score in make().scores if score.variant != "finetuned"))
     assert without.normalised("ties", "digits") is None
     assert [column.heading for column in own_columns(without)] == ["digits", "fashion-mnist", "mean"]
     partly = make(skip={("ties", "digits")})
-    assert partly.accuracy("ties", "digits") is None
-    assert partly.mean_accuracy("ties") is None
+    assert partly.value("ties", "digits") is None
+    assert partly.mean_value("ties") is None
     assert "-" in shown(results_table(partly)).splitlines()[7]
     assert make(joint=False).hits == ()
     assert joint_columns(make(joint=False)) == []
@@ -156,13 +190,13 @@ def test_curves():
         Score("finetuned", "all", "joint_hits@1", 0.1, 20),
     ]
     curves = Curves().record(10, 0, scores).record(20, 1, scores[:1])
-    assert curves.points[-1] == Point(20, 1, "finetuned", "a", 0.4)
+    assert curves.points[-1] == Point(20, 1, "finetuned", "a", "accuracy", 0.4)
     assert (curves.tasks, curves.variants, curves.steps) == (("a", "b"), ("finetuned",), (10, 20))
     assert curves.line("finetuned", "a") == {10: 0.4, 20: 0.4}
     assert curves.line("finetuned", "mean") == {10: pytest.approx(0.6)}
     assert Curves.from_state(curves.state()) == curves
     assert Curves.from_csv(curves.to_csv()) == curves
-    assert curves.to_csv().splitlines()[:2] == ["step,epoch,variant,task,accuracy", "10,0,finetuned,a,0.4"]
+    assert curves.to_csv().splitlines()[:2] == ["step,epoch,variant,task,metric,value", "10,0,finetuned,a,accuracy,0.4"]
     back = curves.record(10, 0, scores[1:])
     assert back.steps == (10,) and back.tasks == ("b",)
     with pytest.raises(SheetbendError, match=r"history\.csv holds no curves"):

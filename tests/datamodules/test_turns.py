@@ -80,6 +80,6 @@ def test_a_finished_task_has_empty_turns_and_the_length_stays():
 
 
 def test_evaluation_goes_through_the_examples_in_order():
-    made = EvalSampler("a", 7, 3)
+    made = EvalSampler("a", range(7), 3)
     assert list(made) == [("a", [0, 1, 2]), ("a", [3, 4, 5]), ("a", [6])]
     assert len(made) == 3

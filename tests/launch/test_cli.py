@@ -104,7 +104,7 @@ def test_results_agree_with_each_other(fitted):
         if row["metric"] == "accuracy":
             assert float(row["normalised"]) == pytest.approx(float(row["value"]) / finetuned[row["task"]], abs=1e-6)
     assert {row["variant"] for row in rows} == {"pretrained", "finetuned", "mean", "knots-ties"}
-    assert Results.from_json((run / "results.json").read_text()).accuracy("finetuned", "hue") == finetuned["hue"]
+    assert Results.from_json((run / "results.json").read_text()).value("finetuned", "hue") == finetuned["hue"]
 
 
 def test_event_files_hold_merged_and_finetuned_curves_under_one_tag(fitted):

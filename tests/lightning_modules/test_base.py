@@ -450,9 +450,10 @@ def test_names_of_mergers_are_checked(name):
 def test_shared_classes_have_the_prompts_of_all_their_tasks(tiny_clip):
     model = module(tiny_clip)
     model.build(StandIns(["hue", "tint", "shade"]).tasks)
-    assert len(model.joint.names) == 5
-    assert model.joint.columns["hue"] == model.joint.columns["tint"] == (0, 1, 2)
-    assert model.joint.columns["shade"] == (3, 4)
+    joint = model.joint["joint"]
+    assert len(joint) == 5
+    assert joint.columns["hue"] == joint.columns["tint"] == (0, 1, 2)
+    assert joint.columns["shade"] == (3, 4)
     torch.testing.assert_close(model.joint_head[3:], model.head_shade)
     encode = model._load_text_encoder()
     texts = encode(["a photo of green.", "a green photo.", "green"])

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_modules.joint import joint_labels
+from datamodules.label_space import joint_labels
 from mergers import SheetbendError
 
 
