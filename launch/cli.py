@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -93,14 +93,8 @@ def interruptible() -> Iterator[None]:
         os.write(sys.stdout.fileno(), f"{EARLY}\n".encode())
         os._exit(INTERRUPTED)
 
-    if threading.current_thread() is not threading.main_thread():
+    with _handling(signal.SIGINT, leave):
         yield
-        return
-    before = signal.signal(signal.SIGINT, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -110,14 +104,20 @@ def terminable() -> Iterator[None]:
     def leave(*_: object) -> NoReturn:
         raise SystemExit(TERMINATED)
 
-    if threading.current_thread() is not threading.main_thread():
+    with _handling(signal.SIGTERM, leave):
+        yield
+
+
+@contextlib.contextmanager
+def _handling(number: signal.Signals, handler: Callable[..., NoReturn]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
         yield
         return
-    before = signal.signal(signal.SIGTERM, leave)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
 
 
 def _help() -> str:

@@ -26,7 +26,6 @@ Merge adapters into one adapter, or into a full model, without a GPU or data.
   sheetbend merge --adapters runs/a runs/b --preset knots-ties --dry-run
 """
 DTYPES = ("float32", "float16", "bfloat16")
-MERGE_FILE = "sheetbend_merge.json"
 INTERRUPTED = "\ninterrupted: nothing was written; the same command starts again"
 OUT_OF_MEMORY = (
     "out of memory; nothing was written. --dry-run says what the merge needs; fewer threads need less "
@@ -236,6 +235,7 @@ def _as_yaml(options: Namespace, merger: "Merger") -> str:
 def check_output(output: Path, inputs: Sequence[Path], overwrite: bool) -> None:
     """Refuse a folder that cannot be written, or that would be lost, before anything is read."""
     from mergers.output import check_target
+    from mergers.output.summary import MERGE_FILE
 
     if not overwrite and (output / MERGE_FILE).exists():
         cli.fail(f"{output} holds an earlier merge; give --overwrite to replace it, or another --output")

@@ -67,20 +67,8 @@ def renamings(names: Collection[str], known: Collection[str]) -> list[Renaming]:
     ]
 
 
-def parameter_name(module: str, parameters: Collection[str]) -> str | None:
-    """Return which parameter an update of ``module`` belongs to: its weight, else the parameter of this very name.
-
-    >>> parameter_name("head", {"head.weight", "head.bias"}), parameter_name("head.bias", {"head.weight", "head.bias"})
-    ('head.weight', 'head.bias')
-    """
-    weight = f"{module}.weight" if module else "weight"
-    if weight in parameters:
-        return weight
-    return module if module in parameters else None
-
-
 def module_name(parameter: str) -> str:
-    """Return the name under which an adapter holds the update of ``parameter``; `parameter_name` maps it back.
+    """Return the name under which an adapter holds the update of ``parameter``.
 
     A module's ``weight`` goes by the module's name, every other parameter by its own.
 

@@ -80,12 +80,7 @@ def save_merged(
     require_savable(merger, adapters, rank, base_model, dtype)
     check_target(path, (base_model,) if base_model is not None else ())
     heads = heads_of(adapters, for_task)
-    settings = {
-        "rank": rank,
-        "coefficients": merger.coefficients,
-        "dtype": "the model's own",
-        "for_task": for_task,
-    }
+    saved_dtype = "the model's own"
     notes = list(facts["metadata"].get("notes", []))
     options = {
         "same_base": same_base,
@@ -105,18 +100,10 @@ def save_merged(
             modules = dict(merger.stream(adapters, then=patch.add, **options))
         else:
             dtype = dtype or SAVED_DTYPES.get(facts["metadata"].get("dtype"), torch.float32)
-            settings["dtype"] = str(dtype).removeprefix("torch.")
+            saved_dtype = _plain(dtype)
             then = partial(_factored, facts=facts, rank=rank, dtype=dtype, sources=adapters)
             modules = _write_factors(folder, merger.stream(adapters, then=then, **options), adapters[0], facts)
-        summary = MergeSummary(
-            path=str(path),
-            merger=_recipe(merger, for_task),
-            settings=settings,
-            adapters=[adapter_facts(adapter) for adapter in adapters],
-            modules=modules,
-            heads=sorted(heads),
-            notes=notes + truncation_notes(modules),
-        )
+        summary = _summary(path, merger, for_task, rank, saved_dtype, adapters, modules, heads, notes)
         _write_rest(folder, summary, heads)
     return summary
 
@@ -140,20 +127,9 @@ def save_result(
     )
     with atomic_folder(path) as folder:
         numbers = _write_factors(folder, zip(modules, factored, strict=True), merged, facts)
-        summary = MergeSummary(
-            path=str(path),
-            merger=_recipe(merged.merger, merged.for_task),
-            settings={
-                "rank": rank,
-                "coefficients": merged.merger.coefficients,
-                "dtype": str(dtype).removeprefix("torch."),
-                "for_task": merged.for_task,
-            },
-            adapters=[adapter_facts(adapter) for adapter in merged.sources],
-            modules=numbers,
-            heads=sorted(heads),
-            notes=list(merged.metadata.get("notes", [])) + truncation_notes(numbers),
-        )
+        notes = list(merged.metadata.get("notes", []))
+        about = (path, merged.merger, merged.for_task, rank, _plain(dtype), merged.sources)
+        summary = _summary(*about, numbers, heads, notes)
         _write_rest(folder, summary, heads)
     return summary
 
@@ -268,9 +244,31 @@ def check_target(path: Path, inputs: Sequence[str | Path] = ()) -> None:
             raise SheetbendError(f"{path} and the input {source} lie in each other; give another folder for the merge")
 
 
-def _recipe(merger: "Merger", for_task: str | None) -> str:
-    """Return the merge in one line."""
-    return str(merger) if for_task is None else f"{merger}, for {for_task} alone"
+def _summary(
+    path: Path,
+    merger: "Merger",
+    for_task: str | None,
+    rank: int | None,
+    dtype: str,
+    sources: Sequence[Adapter],
+    modules: dict[str, ModuleNumbers],
+    heads: Mapping[str, Mapping[str, Tensor]],
+    notes: list[str],
+) -> MergeSummary:
+    """Return what is written beside a merge and printed at its end."""
+    return MergeSummary(
+        path=str(path),
+        merger=str(merger) if for_task is None else f"{merger}, for {for_task} alone",
+        settings={"rank": rank, "coefficients": merger.coefficients, "dtype": dtype, "for_task": for_task},
+        adapters=[adapter_facts(adapter) for adapter in sources],
+        modules=modules,
+        heads=sorted(heads),
+        notes=notes + truncation_notes(modules),
+    )
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def heads_of(adapters: Sequence[Adapter], for_task: str | None = None) -> dict[str, dict[str, Tensor]]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from mergers import Adapter, DenseUpdate, LowRankUpdate, Merger, SheetbendError, load_adapter, save_adapter
 from mergers.adapters import align, check_same_base
-from mergers.adapters.names import Renaming, module_name, parameter_name, renamings
+from mergers.adapters.names import Renaming, module_name, renamings
 
 INNER = {"encoder.layers.0.q": (6, 5), "encoder.layers.1.q": (6, 5)}
 OUTER = {f"vision_model.{name}": shape for name, shape in INNER.items()}
@@ -156,7 +156,7 @@ def test_renamings():
     assert renamings(["q"], {"xq", "a.qq"}) == []
 
 
-def test_names_of_parameters_go_there_and_back():
+def test_each_parameter_has_a_name_of_its_own():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
@@ -165,6 +165,4 @@ def test_names_of_parameters_go_there_and_back():
             self.layer = nn.MultiheadAttention(4, 2)
 
     parameters = dict(Odd().named_parameters())
-    for name in parameters:
-        assert parameter_name(module_name(name), parameters) == name
     assert len({module_name(name) for name in parameters}) == len(parameters)
