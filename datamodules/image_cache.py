@@ -1,0 +1,354 @@
+"""Decoded pictures kept on disk, so that every later sweep reads pixels instead of decoding."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from datamodules.images import ImageTransform, Raw, open_image
+from datamodules.sources.image_source import ImageSource
+from mergers.errors import SheetbendError
+from mergers.files import atomic_folder, cache_folder
+
+_FORMAT = "1"
+_BLOCK = 512  # pictures that are decoded at once, so that memory stays bounded
+_KEY_BYTES = 32
+_WAIT = 0.2  # seconds between looks at an entry that another process is filling
+
+
+class Images(Protocol):
+    """Pictures of one size by number, wherever they come from."""
+
+    keys: np.ndarray
+
+    def take(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """Return uint8 (B, 3, S, S)."""
+
+
+def key_of(raw: Raw) -> bytes:
+    """Return the key of a picture: sha256 of its bytes as they stand in the source.
+
+    The bytes, not the pixels: no decoding is needed, and another version of a JPEG decoder leaves the keys, and
+    with them the fingerprints of splits, as they were. A picture that was encoded twice has two keys.
+    """
+    if isinstance(raw, bytes):
+        return hashlib.sha256(raw).digest()
+    return hashlib.sha256(repr(raw.shape).encode() + raw.tobytes()).digest()
+
+
+def decode(source: ImageSource, row: int, raw: Raw, transform: ImageTransform, owner: str) -> np.ndarray:
+    """Return picture number ``row``, uint8 (3, S, S).
+
+    Raises:
+        SheetbendError: it cannot be decoded.
+    """
+    with _readable(source, row, owner):
+        return transform(open_image(raw))
+
+
+@contextlib.contextmanager
+def _readable(source: ImageSource, row: int, owner: str) -> Iterator[None]:
+    # Pillow's plugins raise what they like for bytes that are no picture.
+    try:
+        yield
+    except SheetbendError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason.split(" <_io.BytesIO")[0]
+        raise SheetbendError(
+            f"{owner}: {source.where(row)} cannot be decoded as a picture ({reason}); replace the file, or take it out"
+        ) from None
+
+
+class DecodedImages:
+    """Pictures that are decoded whenever they are asked for.
+
+    Args:
+        source: the pictures.
+        transform: what is done to each.
+        owner: what messages call the source's user: its task and split.
+        quiet: show no progress.
+    """
+
+    def __init__(self, source: ImageSource, transform: ImageTransform, owner: str, quiet: bool = False):
+        self.source, self.transform, self.owner = source, transform, owner
+        keys = np.empty((len(source), _KEY_BYTES), np.uint8)
+        for row, key in enumerate(_parallel(self._look_at, len(source), f"{owner}: reading", quiet)):
+            keys[row] = np.frombuffer(key, np.uint8)
+        self.keys = keys
+
+    def _look_at(self, row: int) -> bytes:
+        raw = self.source.raw(row)
+        if isinstance(raw, bytes):
+            with _readable(self.source, row, self.owner):
+                _probe(raw)
+        return key_of(raw)
+
+    def take(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """Return uint8 (B, 3, S, S)."""
+        pictures = (
+            decode(self.source, int(row), self.source.raw(int(row)), self.transform, self.owner) for row in rows
+        )
+        return torch.from_numpy(np.stack(list(pictures)))
+
+
+class MappedImages:
+    """Pictures of one entry of the cache, mapped into memory.
+
+    Args:
+        folder: the entry.
+        lock: an open file that is locked for as long as the entry is in use.
+    """
+
+    def __init__(self, folder: Path, lock: Any = None):
+        self.folder, self._lock = folder, lock
+        self._pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+        self.keys = np.load(folder / "keys.npy")
+
+    def take(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """Return uint8 (B, 3, S, S)."""
+        return torch.from_numpy(self._pixels[np.asarray(rows)])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Worker processes that are not forked map the file themselves; the lock stays with the first process.
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"])
+
+
+class CacheEntry(NamedTuple):
+    """One folder of the cache; ``used`` is when it was written or last opened, in seconds since the epoch."""
+
+    path: Path
+    size: int
+    used: float
+
+
+@dataclass
+class ImageCache:
+    """Decoded pictures on disk, one folder for each (source, transform), shared by all runs of a machine.
+
+    An entry appears whole, by a rename, or not at all. While a process uses an entry or fills one it holds a lock, so
+    that no other removes or fills it too. Where the folder cannot be written, pictures are decoded as without a cache,
+    and one warning says so.
+
+    Attributes:
+        max_bytes: entries that were not used for longest are removed above this size; 0: no cache.
+        folder: where the entries are; ``images`` in `cache_folder` by default.
+        quiet: show no progress.
+    """
+
+    max_bytes: int
+    folder: Path = field(default_factory=lambda: cache_folder("images"))
+    quiet: bool = False
+
+    def open(self, source: ImageSource, transform: ImageTransform, owner: str) -> Images:
+        """Return the pictures of ``source``: out of the cache, which is filled first if need be, or decoded each time.
+
+        Args:
+            source: the pictures.
+            transform: what is done to each.
+            owner: what messages call the source's user: its task and split.
+
+        Raises:
+            SheetbendError: a picture cannot be decoded.
+        """
+        needed = len(source) * (3 * transform.size**2 + _KEY_BYTES)
+        if len(source) and needed <= self.max_bytes:
+            path = self.folder / _entry_name(source, transform)
+            try:
+                found = self._open_entry(path, source, transform, owner, needed)
+            except (OSError, ImportError) as error:  # no fcntl: no locks on this system
+                reason = getattr(error, "strerror", None) or str(error)
+                warnings.warn(f"{self.folder}: {reason}; pictures are not cached", stacklevel=2)
+                found = None
+            if found is not None:
+                return found
+        return DecodedImages(source, transform, owner, self.quiet)
+
+    def entries(self) -> list[CacheEntry]:
+        """Return all entries, those not used for longest first."""
+        found = [_entry(path) for path in self._folders() if not path.name.startswith(".")]
+        return sorted(found, key=lambda entry: (entry.used, entry.path.name))
+
+    def size(self) -> int:
+        """Return the size of all entries in bytes, those included that are being filled."""
+        return sum(_entry(path).size for path in self._folders())
+
+    def clear(self, unused_days: float = 0.0) -> list[CacheEntry]:
+        """Remove the entries that are not in use and were not for ``unused_days`` days; return them."""
+        self._remove_abandoned()
+        limit = time.time() - 24 * 3600 * unused_days
+        return [entry for entry in self.entries() if entry.used <= limit and self._remove(entry.path)]
+
+    def _folders(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if path.is_dir()] if self.folder.is_dir() else []
+
+    def _open_entry(
+        self, path: Path, source: ImageSource, transform: ImageTransform, owner: str, needed: int
+    ) -> MappedImages | None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            lock = _locked(path, shared=True)
+            found = _mapped(path, lock, (len(source), 3, transform.size, transform.size)) if lock else None
+            if found is not None:
+                os.utime(path)
+                return found
+            if lock is not None:
+                lock.close()
+                lock = _locked(path, shared=False)
+            if lock is None:  # another process fills it
+                time.sleep(_WAIT)
+                continue
+            with lock:
+                if _mapped(path, None, (len(source), 3, transform.size, transform.size)) is None:
+                    if not self._make_room(path, needed):
+                        return None
+                    self._fill(path, source, transform, owner)
+
+    def _make_room(self, path: Path, needed: int) -> bool:
+        """Remove what was not used for longest until ``needed`` bytes fit; return whether they do.
+
+        Args:
+            path: the entry that is to be filled, whose lock this process holds.
+            needed: its size.
+        """
+        self._remove_abandoned(path)
+        excess = self.size() + needed - self.max_bytes
+        free = shutil.disk_usage(self.folder).free
+        excess = max(excess, needed - free)
+        for entry in self.entries():
+            if excess <= 0:
+                break
+            if self._remove(entry.path):
+                excess -= entry.size
+        return excess <= 0
+
+    def _remove(self, path: Path) -> bool:
+        """Remove an entry unless it is in use; return whether it is gone."""
+        lock = _locked(path, shared=False)
+        if lock is None:
+            return False
+        with lock:
+            shutil.rmtree(path, ignore_errors=True)
+        return not path.exists()
+
+    def _remove_abandoned(self, own: Path | None = None) -> None:
+        """Remove what killed processes left half-filled: nobody holds the lock of its entry, or it is ``own``."""
+        for path in self._folders():
+            if not path.name.startswith("."):
+                continue
+            entry = self.folder / path.name.split(".")[1]
+            lock = contextlib.nullcontext() if entry == own else _locked(entry, shared=False)
+            if lock is not None:
+                with lock:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _fill(self, path: Path, source: ImageSource, transform: ImageTransform, owner: str) -> None:
+        """Decode all pictures into a new entry."""
+
+        def work(row: int) -> tuple[bytes, np.ndarray]:
+            raw = source.raw(row)
+            return key_of(raw), decode(source, row, raw, transform, owner)
+
+        shape = (len(source), 3, transform.size, transform.size)
+        keys = np.empty((len(source), _KEY_BYTES), np.uint8)
+        with atomic_folder(path) as temporary, (temporary / "pixels.npy").open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            file.flush()
+            _reserve(file.fileno(), file.tell(), int(np.prod(shape)))
+            for row, (key, pixels) in enumerate(_parallel(work, len(source), f"{owner}: decoding", self.quiet)):
+                keys[row] = np.frombuffer(key, np.uint8)
+                file.write(pixels.data)
+            file.flush()
+            os.fsync(file.fileno())  # after a loss of power, a renamed folder must not hold zeros
+            np.save(temporary / "keys.npy", keys)
+
+
+def _entry_name(source: ImageSource, transform: ImageTransform) -> str:
+    # Another version of Pillow may decode or resize to other levels.
+    parts = [_FORMAT, PIL.__version__, source.stamp, len(source), transform.key]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
+
+
+def _entry(path: Path) -> CacheEntry:
+    size, used = 0, 0.0
+    with contextlib.suppress(FileNotFoundError):  # another process may remove it meanwhile
+        size, used = sum(file.stat().st_size for file in path.iterdir()), path.stat().st_mtime
+    return CacheEntry(path, size, used)
+
+
+def _mapped(path: Path, lock: Any, shape: tuple[int, ...]) -> MappedImages | None:
+    """Return the entry at ``path``; none if it is not there or not whole."""
+    try:
+        found = MappedImages(path, lock)
+    except (OSError, ValueError):
+        return None
+    whole = found._pixels.shape == shape and found._pixels.dtype == np.uint8 and len(found.keys) == shape[0]
+    return found if whole else None
+
+
+def _locked(path: Path, shared: bool) -> Any | None:
+    """Return the open lock file of the entry at ``path``, locked; none if another holds it. Closing it unlocks."""
+    import fcntl
+
+    file = path.with_name(f"{path.name}.lock").open("ab")
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _reserve(descriptor: int, start: int, size: int) -> None:
+    """Take the space of a file at once: a disk that is too full says so now, and other processes count it."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, start, size)
+
+
+def _probe(raw: bytes) -> None:
+    """Raise if the bytes do not begin like a picture; reads no pixels."""
+    import io
+
+    Image.open(io.BytesIO(raw)).close()
+
+
+def _parallel(function: Any, count: int, doing: str, quiet: bool) -> Iterator[Any]:
+    """Yield ``function(row)`` for each row in order, on as many threads as there are cores (Pillow frees the lock)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    screen = Console(stderr=True)
+    if not quiet and not screen.is_terminal:
+        print(f"{doing} {count} pictures", file=sys.stderr, flush=True)
+    hidden = quiet or not screen.is_terminal
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with (
+        Progress(*columns, console=screen, transient=True, disable=hidden) as bar,
+        ThreadPoolExecutor(cores) as pool,
+    ):
+        shown = bar.add_task(doing, total=count)
+        for start in range(0, count, _BLOCK):
+            yield from pool.map(function, range(start, min(start + _BLOCK, count)))
+            bar.advance(shown, min(_BLOCK, count - start))
