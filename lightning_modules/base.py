@@ -1,18 +1,15 @@
 """One frozen backbone, one LoRA adapter a task, trained in turn and tested in every variant."""
 
 import contextlib
-import math
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,16 +17,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_modules.adapter_folders import find_adapters, install_adapters
 from lightning_modules.backbones import base_name
 from lightning_modules.checks import check_number
+from lightning_modules.evaluation import VariantTester
 from lightning_modules.lora import LoRA, adapter_parameters, live_adapter, wrap
-from lightning_modules.metrics import Meter
 from lightning_modules.progress import SCHEDULES, TaskProgress, steps_of_each
-from lightning_modules.scores import Score, headline_scores, headlines
-from lightning_modules.variants import FINETUNED, PRETRAINED, Variant, finetuned, merged_variant, pretrained, replaced
+from lightning_modules.scores import headline_scores
+from lightning_modules.variants import FINETUNED
 from mergers import Adapter, SheetbendError
 from mergers.seeding import derive_seed
 
 
-class LoRATasks(LightningModule, ABC):
+class LoRATasks(VariantTester):
     """Fine-tune one LoRA adapter a task on one shared, frozen backbone.
 
     Each training batch belongs to one task and touches that task's adapter only: AdamW passes over parameters
@@ -83,7 +80,7 @@ class LoRATasks(LightningModule, ABC):
         merged_weights: Literal["auto", "dense", "branch"] = "auto",
         seed: int | None = None,
     ):
-        super().__init__()
+        super().__init__(merged_weights)
         check_number("learning_rate", learning_rate, above=0)
         check_number("warmup_ratio", warmup_ratio, least=0, below=1)
         check_number("label_smoothing", label_smoothing, least=0, below=1)
@@ -110,19 +107,12 @@ class LoRATasks(LightningModule, ABC):
         self.adapter_source = adapters
         self.backbone_dtype = getattr(torch, dtype)
         self.gradient_checkpointing = gradient_checkpointing
-        self.merged_weights = merged_weights
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.strict_loading = False  # checkpoints hold the adapters, not the frozen base
 
-        self.model: PeftModel | None = None
-        self.tasks: tuple[Any, ...] = ()
         self.progress: dict[str, TaskProgress] = {}
         self.best: dict[str, dict[str, Tensor]] = {}
         self.improved: tuple[str, ...] = ()
-        self.variants: dict[str, Variant] = {FINETUNED: finetuned()}
-        self.evaluator: Meter | None = None
-        self._absent: dict[str, Tensor] = {}
-        self._scores: list[Score] = []
         self._stepping: str | None = None
 
     # What a subclass says of its backbone, heads and loss.
@@ -134,22 +124,6 @@ class LoRATasks(LightningModule, ABC):
     @abstractmethod
     def build_heads(self, tasks: Sequence[Any]) -> None:
         """Make the heads of ``tasks``."""
-
-    @abstractmethod
-    def build_evaluator(self, tasks: Sequence[Any]) -> Meter:
-        """Make the metrics of ``tasks``."""
-
-    @abstractmethod
-    def forward(self, inputs: Any) -> Tensor:
-        """Run the backbone as it stands; return features (N, d)."""
-
-    @abstractmethod
-    def logits(self, features: Tensor, task: str) -> Tensor:
-        """Return the logits (N, C) of the classes of ``task``."""
-
-    def joint_logits(self, features: Tensor) -> dict[str, Tensor]:
-        """Return the logits (N, J) of the classes of all tasks in each joint label space; empty where there is none."""
-        return {}
 
     def task_parameters(self, task: str) -> dict[str, nn.Parameter]:
         """Return what is trained for ``task`` alone, by its name in this module: its adapter, and its head if any."""
@@ -169,23 +143,12 @@ class LoRATasks(LightningModule, ABC):
         spread = -logits.log_softmax(-1)[:, present].mean()
         return (1 - self.label_smoothing) * loss + self.label_smoothing * spread
 
-    def task_logits(self, features: Tensor, task: str) -> Tensor:
-        """Return `logits`, minus infinity for the classes that the task's examples never have."""
-        logits = self.logits(features, task)
-        absent = self._absent.get(task)
-        return logits if absent is None else logits.index_fill(-1, absent.to(logits.device), -math.inf)
-
     # Building.
 
     @property
     def base_name(self) -> str:
         """The base model's name as adapters carry it."""
         return base_name(self.backbone_name)
-
-    @property
-    def task_names(self) -> list[str]:
-        """The names of the tasks, in order."""
-        return [task.name for task in self.tasks]
 
     def configure_model(self) -> None:
         """Build backbone, adapters, heads and metrics for the datamodule's tasks; Lightning calls it."""
@@ -218,8 +181,6 @@ class LoRATasks(LightningModule, ABC):
             self._checkpoint_activations()
         self.tasks = tuple(tasks)
         self.progress = {name: TaskProgress() for name in names}
-        absent = {task.name: [task.class_names.index(name) for name in getattr(task, "absent", ())] for task in tasks}
-        self._absent = {name: torch.tensor(columns) for name, columns in absent.items() if columns}
         self.build_heads(tasks)
         self.evaluator = self.build_evaluator(tasks)
 
@@ -232,10 +193,6 @@ class LoRATasks(LightningModule, ABC):
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
 
     # Training.
-
-    def activate(self, task: str) -> None:
-        """Send the forward pass through the adapter of ``task``."""
-        self.model.set_adapter(task)
 
     @contextlib.contextmanager
     def _own_random_stream(self, task: str) -> Iterator[None]:
@@ -294,10 +251,6 @@ class LoRATasks(LightningModule, ABC):
             },
         }
 
-    def metric(self, task: str) -> str:
-        """Return the name of the metric that stands for ``task``."""
-        return headlines(self._scores).get(task, "accuracy")
-
     @property
     def finished_tasks(self) -> tuple[str, ...]:
         """The tasks that have stopped early; the datamodule gives them empty turns."""
@@ -322,90 +275,14 @@ class LoRATasks(LightningModule, ABC):
         if self.progress and len(self.finished_tasks) == len(self.progress):
             self.trainer.should_stop = True
 
-    # Evaluation.
-
-    def set_variants(self, merged: dict[str, Variant]) -> None:
-        """Test the pretrained and the finetuned weights, and ``merged`` after them."""
-        self.variants = {PRETRAINED: pretrained(), FINETUNED: finetuned(), **merged}
-
-    def variant(self, description: str, merged: Adapter) -> Variant:
-        """Return the base model plus the updates of ``merged`` as a `Variant`."""
-        large = sum(p.numel() for p in self.model.get_base_model().parameters()) > 1e9
-        branches = self.merged_weights == "branch" or (self.merged_weights == "auto" and large)
-        return merged_variant(description, merged, self.model, branches)
-
-    @contextlib.contextmanager
-    def using(self, variant: Variant, task: str) -> Iterator[None]:
-        """Let the backbone run as ``variant``, on examples of ``task``."""
-        if variant.own_adapter:
-            self.activate(task)
-            yield
-        else:
-            with self.model.disable_adapter(), replaced(self.model, variant):
-                yield
-
-    @torch.no_grad()
-    def features_of(self, variant: Variant, inputs: Any, task: str) -> Tensor:
-        """Run ``inputs`` of ``task`` through ``variant``; return features (N, d)."""
-        with self.using(variant, task):
-            return self(inputs)
-
-    @torch.no_grad()
-    def evaluate(self, name: str, variant: Variant, batch: Any) -> None:
-        """Run one batch through ``variant`` and count what comes out under ``name``."""
-        if variant.ensemble:
-            self._evaluate_ensemble(name, batch)
-            return
-        features = self.features_of(variant, batch.inputs, batch.task)
-        logits, joint = self.task_logits(features, batch.task), self.joint_logits(features)
-        self.evaluator.update(name, batch.task, logits, joint, batch.labels)
-
-    def _evaluate_ensemble(self, name: str, batch: Any) -> None:
-        largest: dict[str, Tensor] = {}
-        for task in self.task_names:
-            self.activate(task)
-            for space, logits in self.joint_logits(self(batch.inputs)).items():
-                largest[space] = torch.maximum(largest[space], logits) if space in largest else logits
-        self.evaluator.update(name, batch.task, None, largest, batch.labels)
-
-    def _evaluate(self, batch: Any) -> None:
-        for name, variant in self.variants.items():
-            self.evaluate(name, variant, batch)
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Run one batch through every variant."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Run one batch through every variant."""
-        self._evaluate(batch)
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the last measurement."""
-        self.evaluator.reset()
-
-    on_test_epoch_start = on_validation_epoch_start
+    # Best states.
 
     def on_validation_epoch_end(self) -> None:
         """Note what was measured; while fitting, keep the best adapters and stop the tasks that gain no more."""
-        self._scores = self.evaluator.scores()
-        self._log_scores("val")
+        super().on_validation_epoch_end()
         self.improved = ()
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self._keep_best()
-
-    def on_test_epoch_end(self) -> None:
-        """Note what was measured."""
-        self._scores = self.evaluator.scores()
-        self._log_scores("test")
-
-    def _log_scores(self, stage: str) -> None:
-        # For the progress bar and for callbacks that monitor; ResultsCallback writes the curves of all variants.
-        own = [score for score in headline_scores(self._scores) if score.variant == FINETUNED]
-        for score in own:
-            self.log(f"{stage}_{score.metric}/{score.task}", score.value, logger=False)
-        if own:
-            self.log(f"{stage}_score", sum(s.value for s in own) / len(own), prog_bar=True, logger=False)
 
     def _keep_best(self) -> None:
         improved = []
@@ -418,10 +295,6 @@ class LoRATasks(LightningModule, ABC):
                 self.best[score.task] = {key: p.detach().cpu().clone() for key, p in parameters.items()}
         self.improved = tuple(improved)
         self._stop_if_all_finished()
-
-    def scores(self) -> list[Score]:
-        """Return what the last validation or test measured."""
-        return list(self._scores)
 
     # Adapters and checkpoints.
 
