@@ -47,6 +47,11 @@ class MergeCallback(Callback):
 
     def build_variants(self, module: LoRATasks) -> dict[str, Variant]:
         """Merge the adapters of ``module`` as they stand in every configured way."""
+        if self.ensemble and not getattr(module.evaluator, "joint", None):
+            raise SheetbendError(
+                "callbacks.MergeCallback: ensemble is true, but the tasks share no label space in which adapters could "
+                "vote; leave it out"
+            )
         adapters = module.adapters()
         merged = {name: module.variant(str(merger), merger.merge(adapters)) for name, merger in self.mergers.items()}
         return {**({ENSEMBLE: ensemble()} if self.ensemble else {}), **merged}

@@ -1,6 +1,5 @@
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,38 +10,11 @@ from transformers import CLIPVisionModelWithProjection
 
 from callbacks.adapter_checkpoint import AdapterCheckpoint
 from callbacks.merge import MergeCallback
-from lightning_modules import ImageClassifier, LoRA
+from lightning_modules import LoRA
 from lightning_modules.lora import adapter_parameters
-from mergers import Merger, SheetbendError, Ties, load_adapter
+from mergers import Merger, SheetbendError, load_adapter
+from tests.lightning_modules.training import QUIET, fit, module
 from tests.stand_ins import StandIns
-
-QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-
-
-def module(folder, **arguments):
-    defaults = {"lora": LoRA(r=4, dropout=0.1), "learning_rate": 1e-2, "warmup_steps": 3}
-    return ImageClassifier(folder, **{**defaults, **arguments})
-
-
-def fit(folder, root, tasks, callbacks=(), data=None, ckpt_path=None, **arguments):
-    flags = {"max_epochs": 4, "num_sanity_val_steps": 0, "enable_checkpointing": False, "gradient_clip_val": 0.5}
-    flags |= {name: arguments.pop(name) for name in list(arguments) if name in FLAGS}
-    model = module(folder, **arguments)
-    trainer = Trainer(default_root_dir=root, callbacks=list(callbacks), **{**QUIET, **flags})
-    trainer.fit(model, StandIns(tasks, **(data or {})), ckpt_path=ckpt_path, weights_only=True)
-    return model
-
-
-FLAGS = (
-    "accumulate_grad_batches",
-    "enable_checkpointing",
-    "limit_train_batches",
-    "limit_val_batches",
-    "max_epochs",
-    "max_steps",
-    "precision",
-    "val_check_interval",
-)
 
 
 def state(model, task):
@@ -301,86 +273,11 @@ def test_a_diverged_task_does_not_end_the_others_training(tiny_clip, tmp_path):
     assert model.progress["shade"].best > 0
 
 
-def test_variants_that_were_let_go_do_not_pass_for_the_base(tiny_clip, tmp_path):
-    model = fit(tiny_clip, tmp_path, ["hue"], [MergeCallback({"mean": Merger()})], max_epochs=1)
-    with pytest.raises(RuntimeError, match="let go"):
-        model.features_of(model.variants["mean"], torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "hue")
-
-
 def test_a_checkpoint_of_other_tasks_is_refused(tiny_clip, tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, filename="last")
     fit(tiny_clip, tmp_path, ["hue"], [checkpoint], enable_checkpointing=True, max_epochs=1)
     with pytest.raises(SheetbendError, match="holds the tasks hue, this run has shade"):
         fit(tiny_clip, tmp_path, ["shade"], ckpt_path=tmp_path / "last.ckpt", max_epochs=1)
-
-
-def test_variants_compute_what_merged_weights_compute(tiny_clip, tmp_path):
-    """functional_call on the PEFT model against a plain model with the merged weights written into it."""
-    model = fit(tiny_clip, tmp_path, ["hue", "shade"]).eval()
-    merged = Merger("knots", Ties(density=0.5), coefficients=0.7).merge(model.adapters())
-    variant = model.variant("ties", merged)
-    pixels = torch.randint(0, 255, (6, 3, 8, 8), dtype=torch.uint8)
-    plain = CLIPVisionModelWithProjection.from_pretrained(tiny_clip).eval()
-    inputs = (pixels / 255 - 0.5) / 0.5
-    with torch.no_grad():
-        base = torch.nn.functional.normalize(plain(pixel_values=inputs).image_embeds, dim=-1)
-        expected = torch.nn.functional.normalize(merged.apply(plain)(pixel_values=inputs).image_embeds, dim=-1)
-    torch.testing.assert_close(model.features_of(variant, pixels, "hue"), expected)
-    model.set_variants({})
-    torch.testing.assert_close(model.features_of(model.variants["pretrained"], pixels, "hue"), base)
-    finetuned = model.features_of(model.variants["finetuned"], pixels, "shade")
-    model.activate("shade")
-    with torch.no_grad():
-        torch.testing.assert_close(finetuned, model(pixels))
-    assert (finetuned - base).abs().max() > 1e-3
-
-
-def test_every_batch_is_loaded_once_and_runs_through_all_variants(tiny_clip, tmp_path):
-    loads = []
-
-    class Counting(StandIns):
-        def load(self, task):
-            splits = super().load(task)
-            batch = splits["test"].batch
-            splits["test"].batch = lambda indices: (loads.append((task, len(indices))), batch(indices))[1]
-            return splits
-
-    merge = MergeCallback({"mean": Merger(), "ties": Merger("knots", "ties")})
-    model = fit(tiny_clip, tmp_path, ["hue", "shade"], max_epochs=1)
-    loads.clear()
-    trainer = Trainer(**QUIET, callbacks=[merge], default_root_dir=tmp_path)
-    trainer.test(model, Counting(["hue", "shade"]), verbose=False)
-    assert len(loads) == 4
-    scores = {(s.variant, s.task, s.metric): s for s in model.scores()}
-    for variant in ("pretrained", "finetuned", "mean", "ties"):
-        assert {task for name, task, _ in scores if name == variant} == {"hue", "shade", "all"}
-        assert scores[variant, "hue", "accuracy"].count == 45
-        assert scores[variant, "all", "joint_hits@1"].count == 90
-
-
-def test_merging_one_task_by_mean_is_the_finetuned_model(tiny_clip, tmp_path):
-    model = fit(tiny_clip, tmp_path, ["hue"], max_epochs=2)
-    trainer = Trainer(**QUIET, callbacks=[MergeCallback({"mean": Merger()})], default_root_dir=tmp_path)
-    trainer.test(model, StandIns(["hue"]), verbose=False)
-    scores = {(s.variant, s.metric): s.value for s in model.scores() if s.task == "hue"}
-    assert {metric for variant, metric in scores if variant == "mean"} == {"accuracy", "joint_hits@1"}
-    for metric in ("accuracy", "joint_hits@1"):
-        assert scores["mean", metric] == scores["finetuned", metric]
-
-
-def test_merged_accuracy_is_measured_at_each_validation_while_fitting(tiny_clip, tmp_path):
-    class Collect(Callback):
-        def __init__(self):
-            self.variants = []
-
-        def on_validation_end(self, trainer, pl_module):
-            self.variants.append({score.variant for score in pl_module.scores()})
-
-    for while_fitting, expected in [(True, {"pretrained", "finetuned", "mean"}), (False, {"pretrained", "finetuned"})]:
-        collect = Collect()
-        merge = MergeCallback({"mean": Merger()}, while_fitting=while_fitting)
-        fit(tiny_clip, tmp_path, ["hue", "shade"], [merge, collect], max_epochs=2)
-        assert collect.variants == [expected, expected]
 
 
 def test_adapters_from_folders_give_the_same_scores(tiny_clip, tmp_path):
@@ -459,11 +356,3 @@ def test_shared_classes_have_the_prompts_of_all_their_tasks(tiny_clip):
     texts = encode(["a photo of green.", "a green photo.", "green"])
     mean = torch.nn.functional.normalize(texts, dim=-1).mean(0)
     torch.testing.assert_close(model.joint_head[1], mean / mean.norm())
-
-
-def test_nothing_is_left_of_merged_weights_after_a_test(tiny_clip, tmp_path):
-    model = fit(tiny_clip, tmp_path, ["hue", "shade"], max_epochs=1)
-    trainer = Trainer(**QUIET, callbacks=[MergeCallback({"mean": Merger()})], default_root_dir=tmp_path)
-    trainer.test(model, StandIns(["hue", "shade"]), verbose=False)
-    assert model.variants["mean"].description and not model.variants["mean"].weights
-    assert not list(Path(tmp_path).glob("**/.*"))
