@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -139,6 +141,92 @@ def test_an_example_in_two_splits_is_refused():
 
     with pytest.raises(SheetbendError, match="task hue: its train and test splits share 1 example; splits"):
         Leaky(["hue"]).setup()
+
+
+def test_an_overlap_that_is_published_so_is_a_caveat():
+    class Published(StandIns):
+        overlap = "report"
+
+        def load(self, task):
+            self.note(task, "its pictures are noise.")
+            splits = super().load(task)
+            return {**splits, "val": ArrayData(splits["train"].inputs[:3], splits["train"].labels[:3])}
+
+    datamodule = Published(["shade", "hue"])
+    datamodule.setup()
+    datamodule.setup()  # nothing is said twice
+    shared = "its train and val splits share 3 examples, as the data are published."
+    assert datamodule.caveats == [
+        f"{task}: {said}" for task in ("shade", "hue") for said in ("its pictures are noise.", shared)
+    ]
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_outside_the_range_is_refused(label):
+    class Odd(StandIns):
+        def load(self, task):
+            splits = super().load(task)
+            splits["val"].labels[7] = label
+            return splits
+
+    message = f"task hue: example 7 of its val split has the label {label}, but the task's labels are 0 to 2; mend"
+    with pytest.raises(SheetbendError, match=message):
+        Odd(["hue"]).setup()
+
+
+def test_a_label_of_an_absent_class_and_an_empty_split_are_refused():
+    class Odd(StandIns):
+        @classmethod
+        def known_tasks(cls):
+            return {"hue": replace(super().known_tasks()["hue"], absent=("green",))}
+
+        def load(self, task):
+            splits = super().load(task)
+            return {name: ArrayData(s.inputs[s.labels != 1], s.labels[s.labels != 1]) for name, s in splits.items()}
+
+    class Green(Odd):
+        def load(self, task):
+            return StandIns.load(self, task)
+
+    class Empty(Odd):
+        def load(self, task):
+            splits = super().load(task)
+            return {**splits, "test": ArrayData(splits["test"].inputs[:0], splits["test"].labels[:0])}
+
+    Odd(["hue"]).setup()
+    with pytest.raises(
+        SheetbendError, match=r"task hue: example \d+ of its train split has the label 1, .* without \[1\]"
+    ):
+        Green(["hue"]).setup()
+    with pytest.raises(SheetbendError, match="task hue: its test split has no examples"):
+        Empty(["hue"]).setup()
+
+
+def test_evaluation_follows_the_order_that_a_split_gives():
+    class Backwards(StandIns):
+        def load(self, task):
+            splits = super().load(task)
+            splits["test"].eval_order = lambda: list(reversed(range(45)))
+            return splits
+
+    datamodule = Backwards(["hue"], eval_batch_size=32)
+    datamodule.setup()
+    labels = torch.cat([batch.labels for batch in datamodule.test_dataloader()[0]])
+    assert torch.equal(labels, datamodule.split("hue", "test").labels.flip(0))
+
+
+def test_what_examples_are_prepared_with_is_taken_from_the_model():
+    class Attached(StandIns):
+        def attach(self, module):
+            self.brightness = module.brightness
+
+        def load(self, task):
+            assert self.brightness == 5
+            return super().load(task)
+
+    module = Recorder()
+    module.brightness = 5
+    fit(Attached(["hue"]), module, max_epochs=1)
 
 
 def test_fingerprints_follow_pictures_and_labels():
