@@ -1,8 +1,23 @@
 """Datasets as tasks: splits, loaders in turn, checks against overlap."""
 
 from datamodules.base import TaskDataModule
+from datamodules.glue import GLUEDataModule
 from datamodules.label_space import joint_label_space
+from datamodules.nli import NLIDataModule
 from datamodules.quickstart import QuickstartDataModule
 from datamodules.tasks import ArrayData, Split, Task, TaskBatch
+from datamodules.text_tables import TextTable, TextTableDataModule
 
-__all__ = ["ArrayData", "QuickstartDataModule", "Split", "Task", "TaskBatch", "TaskDataModule", "joint_label_space"]
+__all__ = [
+    "ArrayData",
+    "GLUEDataModule",
+    "NLIDataModule",
+    "QuickstartDataModule",
+    "Split",
+    "Task",
+    "TaskBatch",
+    "TaskDataModule",
+    "TextTable",
+    "TextTableDataModule",
+    "joint_label_space",
+]

@@ -58,31 +58,7 @@ class GLUEDataModule(PublishedTextDataModule):
     GLUE hides its test labels: test is its validation split (MNLI: the matched one), and val is the last tenth of its
     training split, permuted with numpy's ``RandomState(0)``, as published. CoLA is scored by Matthews' correlation,
     MRPC and QQP by the mean of accuracy and F1, the others by accuracy.
-
-    Args:
-        tasks: cola, sst2, mrpc, qqp, mnli, qnli, rte.
-        root: a folder with a local copy of each task, ``<root>/<task>``: parquet, jsonl or csv by split as on the hub,
-            or what ``save_to_disk`` wrote. None: the hub.
-        max_length: tokens at which texts are cut; none takes the published 128. The model's limit holds besides.
-        batch_size: training examples in a batch.
-        eval_batch_size: examples in a validation or test batch.
-        batches_per_epoch: training batches of each task in an epoch; none: one pass.
-        num_workers: processes that load batches.
-        seed: of the order of training examples.
     """
-
-    def __init__(
-        self,
-        tasks: list[str],
-        root: str | None = None,
-        max_length: int | None = None,
-        batch_size: int = 64,
-        eval_batch_size: int = 256,
-        batches_per_epoch: int | dict[str, int] | None = None,
-        num_workers: int = 0,
-        seed: int | None = None,
-    ):
-        super().__init__(tasks, root, max_length, batch_size, eval_batch_size, batches_per_epoch, num_workers, seed)
 
     @classmethod
     def published(cls) -> dict[str, PublishedText]:

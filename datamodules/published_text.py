@@ -66,14 +66,14 @@ class PublishedTextDataModule(TextDataModule):
 
     Args:
         tasks: names of the tasks.
-        root: a folder with a local copy of each task, ``<root>/<task>``: as the hub has it, or in its original files.
-            None: the hub.
+        root: a folder with a local copy of each task, ``<root>/<task>``: parquet, jsonl or csv by split as on the hub,
+            what ``save_to_disk`` wrote, or the original files. None: the hub.
         max_length: tokens at which texts are cut; none takes the published number. The model's limit holds besides.
-        batch_size: see `TaskDataModule`.
-        eval_batch_size: see `TaskDataModule`.
-        batches_per_epoch: see `TaskDataModule`.
-        num_workers: see `TaskDataModule`.
-        seed: see `TaskDataModule`.
+        batch_size: training examples in a batch.
+        eval_batch_size: examples in a validation or test batch.
+        batches_per_epoch: training batches of each task in an epoch; none: one pass.
+        num_workers: processes that load batches.
+        seed: of the order of training examples.
     """
 
     overlap = "report"
@@ -151,7 +151,7 @@ class PublishedTextDataModule(TextDataModule):
             read[theirs] = read_texts(table, columns, labels, where)
             published = declared.counts[declared.sources[0].splits[ours]]
             if len(table) != published:
-                self.note(task, f"its source has {len(table)} examples in {theirs}; {published} are published.")
+                self.deviation(task, f"its source has {len(table)} examples in {theirs}; {published} are published.")
         return read[theirs]
 
     def _table(self, declared: PublishedText, ours: str) -> Dataset:

@@ -1,0 +1,345 @@
+"""One's own texts by configuration alone: a file, a folder or a hub data set, and the names of its columns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from datasets import Dataset
+
+from datamodules.base import SPLITS
+from datamodules.sources.tables import Hub, class_names, column, read_table, require_columns
+from datamodules.splits import divided
+from datamodules.tasks import Task
+from datamodules.text import TextDataModule, Texts, TextSplit, read_texts
+from mergers.errors import SheetbendError, did_you_mean
+from mergers.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Where the examples of one task are, and what its columns mean.
+
+    Attributes:
+        text: the column of the text, or two columns for pairs.
+        label: the column of the label: words, whole numbers, or named classes.
+        path: a file (.csv, .tsv, .jsonl, .json, .parquet; .gz too), or a folder with one such file a split.
+        hub: in the place of ``path``, a data set on the hub, ``org/name``.
+        config: its configuration on the hub, where it has several.
+        revision: its branch, tag or commit on the hub.
+        splits: what train, val and test are called in the folder or on the hub; with neither ``path`` nor ``hub``,
+            their files. Without val or test, these are cut from train; with a ``path`` that is a file, both are.
+        class_names: the classes in the order of their numbers, or a map from the labels as they are written to classes,
+            null for those to be left out. None: all labels of train, in ascending order.
+        val: share of train that is cut off for val, where val is not given; every class gives its share.
+        test: the same for test.
+        group: a column; examples of one value (a question with its answers, say) never come into two splits.
+        label_space: tasks that name the same one have the same classes, so that their heads can be merged; those that a
+            task's train split lacks are left out of its choice.
+        metric: accuracy, matthews or accuracy_and_f1.
+    """
+
+    text: str | list[str]
+    label: str
+    path: str | None = None
+    hub: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    splits: dict[str, str] | None = None
+    class_names: list[str] | dict[str | int, str | None] | None = None
+    val: float = 0.1
+    test: float = 0.2
+    group: str | None = None
+    label_space: str | None = None
+    metric: str = "accuracy"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the text columns."""
+        return (self.text,) if isinstance(self.text, str) else tuple(self.text)
+
+    def check(self, task: str) -> None:
+        """Raise `SheetbendError` if the fields do not fit together, or a file is not there; reads nothing."""
+        where = f"task {task}"
+        if not 1 <= len(self.columns) <= 2:
+            raise SheetbendError(f"{where}: text names {len(self.columns)} columns; name one, or two for pairs")
+        if self.path is not None and self.hub is not None:
+            raise SheetbendError(f"{where}: path {self.path} and hub {self.hub} are both given; give one")
+        if self.path is None and self.hub is None and self.splits is None:
+            raise SheetbendError(f"{where}: there is nothing to read; give path, hub, or splits with a file each")
+        whole = self.path is not None and not Path(self.path).expanduser().is_dir()
+        if whole and self.splits is not None:
+            raise SheetbendError(
+                f"{where}: path {self.path} is one file, so splits has no meaning; leave one of them out"
+            )
+        if not whole and (self.splits is None or "train" not in self.splits or not set(self.splits) <= set(SPLITS)):
+            raise SheetbendError(
+                f"{where}: splits is {self.splits}; say what train is called (without path and hub: its file), and val "
+                "and test where they are there, for example {train: train, val: validation, test: test}"
+            )
+        shares = [self.val, self.test]
+        if min(shares) <= 0 or sum(shares) >= 1:
+            raise SheetbendError(
+                f"{where}: val {self.val} and test {self.test} are shares of train; give two that leave some"
+            )
+        for source, _ in self.sources().values():
+            if isinstance(source, Path) and not source.exists():
+                raise SheetbendError(f"{where}: {source} is not there; check the path")
+
+    def sources(self) -> dict[str, tuple[Hub | Path, str]]:
+        """Return what each split is read from and its name there; those that are cut from train come from its place."""
+        if self.splits is None:
+            given = {"train": (Path(self.path).expanduser(), "train")}
+        elif self.hub is not None:
+            hub = Hub(self.hub, self.config, self.revision)
+            given = {ours: (hub, theirs) for ours, theirs in self.splits.items()}
+        elif self.path is not None:
+            given = {ours: (Path(self.path).expanduser(), theirs) for ours, theirs in self.splits.items()}
+        else:
+            given = {ours: (Path(file).expanduser(), ours) for ours, file in self.splits.items()}
+        return {ours: given.get(ours, given["train"]) for ours in SPLITS}
+
+    def cut(self) -> dict[str, float]:
+        """Return the shares of the splits that come out of train's place; train's is what is left."""
+        shares = {name: getattr(self, name) for name in ("val", "test") if name not in (self.splits or {})}
+        return {"train": 1 - sum(shares.values()), **shares}
+
+
+class TextTableDataModule(TextDataModule):
+    """Tasks of one's own texts, or of any data set on the hub with its columns named.
+
+    Args:
+        tables: for each task, where its examples are.
+        tasks: those of them that are used; none: all.
+        max_length: tokens at which texts are cut; none: the model's limit.
+        overlap: whether a text in two splits is an error (refuse), or counted in the caveats of the results (report).
+        batch_size: training examples in a batch.
+        eval_batch_size: examples in a validation or test batch.
+        batches_per_epoch: training batches of each task in an epoch; none: one pass.
+        num_workers: processes that load batches.
+        seed: of the order of training examples; which examples are cut off for val and test depends on the task's name
+            and the examples alone.
+    """
+
+    def __init__(
+        self,
+        tables: dict[str, TextTable],
+        tasks: list[str] | None = None,
+        max_length: int | None = None,
+        overlap: Literal["refuse", "report"] = "refuse",
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        batches_per_epoch: int | dict[str, int] | None = None,
+        num_workers: int = 0,
+        seed: int | None = None,
+    ):
+        if overlap not in ("refuse", "report"):
+            raise SheetbendError(f"data.overlap is {overlap!r}; give refuse or report")
+        self.overlap = overlap
+        self.tables, self.max_length = tables, max_length
+        super().__init__(
+            list(tables) if tasks is None else tasks,
+            batch_size,
+            eval_batch_size,
+            batches_per_epoch,
+            num_workers,
+            seed,
+        )
+
+    def task_table(self) -> dict[str, Task]:
+        """Return the tasks by name; where classes are not given, or are shared, reads the labels of train."""
+        for name, table in self.tables.items():
+            table.check(name)
+        present = {name: self._present(name, table) for name, table in self.tables.items()}
+        tasks = {}
+        for name, table in self.tables.items():
+            space = table.label_space
+            mates = [other for other, one in self.tables.items() if one.label_space == space] if space else [name]
+            classes = self._classes(mates, present)
+            absent = tuple(one for one in classes if space and one not in present[name])
+            tasks[name] = Task(name, classes, label_set=space, absent=absent, metric=table.metric)
+        return tasks
+
+    def sources(self, task: str) -> dict[str, tuple[Hub | Path, str]]:
+        """Return what train, val and test are read from, and the split's name there."""
+        return self.tables[task].sources()
+
+    def load(self, task: str) -> dict[str, TextSplit]:
+        """Return the splits ``train``, ``val`` and ``test`` of one task."""
+        table, texts, groups = self.tables[task], {}, {}
+        shares = table.cut()
+        for ours in SPLITS:
+            if ours == "train" or ours not in shares:
+                texts[ours], groups[ours] = self._read(task, ours)
+        if len(shares) > 1:
+            pool, its_groups = self._without_repeats(task, texts["train"], groups["train"])
+            rows = divided(task, pool.labels, shares) if table.group is None else grouped(task, its_groups, shares)
+            for ours in shares:
+                texts[ours], groups[ours] = pool.take(rows[ours]), [its_groups[row] for row in rows[ours]]
+        if table.group is not None:
+            _refuse_shared_groups(task, table.group, groups)
+        return self.tokenized(task, {ours: texts[ours] for ours in SPLITS}, self.max_length)
+
+    def _table(self, task: str, ours: str) -> tuple[Dataset, str]:
+        table = self.tables[task]
+        source, theirs = table.sources()[ours]
+        where = f"task {task}, {source}" + (
+            "" if isinstance(source, Path) and source.is_file() else f", split {theirs}"
+        )
+        read = read_table(source, theirs)
+        require_columns(read, [*table.columns, table.label, *([table.group] if table.group else [])], where)
+        return read, where
+
+    def _present(self, task: str, table: TextTable) -> list[str]:
+        """Return the classes of train; where they are given and its own, without reading it."""
+        if table.class_names is not None and table.label_space is None:
+            return _named(table)
+        read, where = self._table(task, "train")
+        labels = _labels(read, table.label)
+        if isinstance(table.class_names, dict):
+            # Which class a label means is known; all labels are checked when the examples are read.
+            means = {str(word): one for word, one in table.class_names.items()}
+            return [one for one in dict.fromkeys(means.get(label) for label in labels) if one is not None]
+        if table.class_names is not None:
+            positions = _positions(labels, table, table.class_names, where)
+            return [table.class_names[code] for code in np.unique(positions)]
+        found = _ascending({label for label in labels if label})
+        if len(found) < 2 and table.label_space is None:
+            raise SheetbendError(f"{where}: column {table.label!r} has {len(found)} label; classes must be 2 or more")
+        return list(found)
+
+    def _classes(self, mates: Sequence[str], present: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+        """Return the classes of tasks that share them: as listed, else as mapped to, else as found."""
+        tables = [self.tables[name] for name in mates]
+        lists = list(dict.fromkeys(tuple(one.class_names) for one in tables if isinstance(one.class_names, list)))
+        if len(lists) > 1:
+            raise SheetbendError(
+                f"tasks {', '.join(mates)} of label space {tables[0].label_space!r} list different class_names; "
+                "list the same, in one order"
+            )
+        mapped = dict.fromkeys(name for one in tables if isinstance(one.class_names, dict) for name in _named(one))
+        classes = lists[0] if lists else tuple(mapped) or _ascending({one for name in mates for one in present[name]})
+        for name in mapped:
+            if name not in classes:
+                raise SheetbendError(
+                    f"tasks {', '.join(mates)}: class {name!r} is none of {', '.join(classes)}; correct class_names"
+                )
+        return classes
+
+    def _read(self, task: str, ours: str) -> tuple[Texts, list]:
+        """Return the examples of a source that have a class, and their groups."""
+        table, (read, where) = self.tables[task], self._table(task, ours)
+        classes = next(one for one in self.tasks if one.name == task).class_names
+        labels = _positions(_labels(read, table.label), table, classes, where)
+        texts = read_texts(read, table.columns, labels, where)
+        values = column(read, table.group) if table.group else [None] * len(read)
+        return texts, [values[row] for row in np.flatnonzero(labels >= 0)]
+
+    def _without_repeats(self, task: str, texts: Texts, groups: list) -> tuple[Texts, list]:
+        """Leave out texts that stand twice, since chance would put them into two splits."""
+        first = {key: row for row, key in reversed(list(enumerate(texts.keys())))}
+        rows = np.sort(np.array(list(first.values()), np.int64))
+        if len(rows) < len(texts):
+            self.note(
+                task, f"{len(texts) - len(rows)} of {len(texts)} examples repeat the text of another and are left out."
+            )
+        return texts.take(rows), [groups[row] for row in rows]
+
+
+def grouped(name: str, groups: Sequence, shares: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Divide examples at random, whole groups at a time, into splits of about the given shares.
+
+    Args:
+        name: what the random choice depends on, together with the groups.
+        groups: the group of each example, (N,).
+        shares: share of each split; together 1.
+
+    Returns:
+        For each split its rows, int64, in ascending order.
+
+    Raises:
+        SheetbendError: a split gets nothing.
+
+    >>> rows = grouped("x", ["a", "a", "b", "c", "c", "d", "e", "f"], {"train": 0.5, "test": 0.5})
+    >>> sorted(len(one) for one in rows.values())
+    [4, 4]
+    """
+    members: dict = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    order = np.random.default_rng(derive_seed("groups", name)).permutation(len(members))
+    each, taken = list(members.values()), {split: [] for split in shares}
+    for number in order:
+        # To the split that lacks the largest part of its share.
+        wanted = min(shares, key=lambda split: len(taken[split]) / shares[split])
+        taken[wanted].extend(each[number])
+    for split, rows in taken.items():
+        if not rows:
+            raise SheetbendError(
+                f"task {name}: {len(members)} groups are too few for {len(shares)} splits, and {split} gets none; "
+                "give more groups, or a file for each split"
+            )
+    return {split: np.sort(np.array(rows, np.int64)) for split, rows in taken.items()}
+
+
+def _refuse_shared_groups(task: str, name: str, groups: Mapping[str, Sequence]) -> None:
+    seen: dict = {}
+    for split in SPLITS:
+        for group in dict.fromkeys(groups[split]):
+            if group in seen:
+                raise SheetbendError(
+                    f"task {task}: {name} {group!r} is in {seen[group]} and in {split}; a group must be in one split"
+                )
+        seen.update(dict.fromkeys(groups[split], split))
+
+
+def _labels(table: Dataset, name: str) -> list[str]:
+    """Return each row's label as it is written; empty where there is none."""
+    values, names = column(table, name), class_names(table, name)
+    if names is not None:
+        return [names[value] if value is not None and 0 <= value < len(names) else "" for value in values]
+    return ["" if value is None else _written(value) for value in values]
+
+
+def _written(value: object) -> str:
+    """Spell a label: 1.0, which is how some tables keep whole numbers, is 1."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _named(table: TextTable) -> list[str]:
+    """Return the classes that a configuration names, in their order."""
+    names = table.class_names.values() if isinstance(table.class_names, dict) else table.class_names
+    return [name for name in dict.fromkeys(names) if name is not None]
+
+
+def _ascending(labels: set[str]) -> tuple[str, ...]:
+    """Sort labels, numbers as numbers."""
+    try:
+        return tuple(sorted(labels, key=int))
+    except ValueError:
+        return tuple(sorted(labels))
+
+
+def _positions(labels: Sequence[str], table: TextTable, classes: Sequence[str], where: str) -> np.ndarray:
+    """Return the position in ``classes`` of each label's class, int64 (N,), -1 for those to be left out.
+
+    Raises:
+        SheetbendError: a row has no label, or one that is no class.
+    """
+    known = {name: code for code, name in enumerate(classes)}
+    if isinstance(table.class_names, dict):
+        known = {str(word): -1 if one is None else known[one] for word, one in table.class_names.items()}
+    elif not any(label in known for label in labels):
+        # Words are meant by name; where no label is one, whole numbers are meant by the order of the classes.
+        known |= {str(code): code for code in range(len(classes))}
+    for row, label in enumerate(labels, 1):
+        if not label and "" not in known:
+            raise SheetbendError(f"{where}, row {row}: there is no label; fill it in, or leave the row out")
+        if label not in known:
+            outside = f"outside the range 0 to {len(classes) - 1} of " if label.lstrip("-").isdigit() else "none of "
+            raise SheetbendError(
+                f"{where}, row {row}: label {label!r} is {outside}the classes {', '.join(known)}"
+                f"{did_you_mean(label, list(known))}; correct it, or name it in class_names"
+            )
+    return np.array([known[label] for label in labels], np.int64)
