@@ -90,6 +90,7 @@ class ImageDataModule(TaskDataModule):
         super().__init__(tasks, batch_size, eval_batch_size, batches_per_epoch, num_workers, seed)
         self.image_cache_gb = image_cache_gb
         self.image_transform = ImageTransform()
+        self._opened: dict[str, Images] = {}  # of the task that is being loaded
 
     @abstractmethod
     def parts(self, task: str) -> dict[str, Part]:
@@ -106,10 +107,8 @@ class ImageDataModule(TaskDataModule):
 
     def load(self, task: str) -> dict[str, ImageSplit]:
         """Return the splits of ``task``, their pictures decoded or found in the cache."""
+        self._opened.clear()
         parts = self.parts(task)
-        for split in SPLITS:
-            if not len(parts[split].rows):
-                raise SheetbendError(f"task {task}: its {split} split has no pictures; give another source")
         splits: dict[str, ImageSplit] = {}
         for split in SPLITS:
             if split in splits:
@@ -121,10 +120,16 @@ class ImageDataModule(TaskDataModule):
             for name in sharing:
                 rows = parts[name].rows
                 splits[name] = ImageSplit(images, rows, source.labels[rows])
+        self._opened.clear()
         return splits
 
     def open_images(self, source: ImageSource, owner: str) -> Images:
         """Return the pictures of ``source`` as the model takes them; ``owner`` is what messages call its user."""
+        if source.stamp not in self._opened:
+            self._opened[source.stamp] = self._open(source, owner)
+        return self._opened[source.stamp]
+
+    def _open(self, source: ImageSource, owner: str) -> Images:
         quiet = self.trainer is not None and self.trainer.progress_bar_callback is None
         cache = ImageCache(int(self.image_cache_gb * 1e9), quiet=quiet)
         return cache.open(source, self.image_transform, owner)

@@ -1,0 +1,244 @@
+"""One's own pictures by configuration alone: folders of them, tables, or hub data sets with columns named."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from datamodules.base import SPLITS
+from datamodules.image_tasks import ImageDataModule, Part
+from datamodules.sources.image_folder import has_class_folders, read_class_folders, read_image_folder
+from datamodules.sources.image_source import ImageSource, source_of_table
+from datamodules.sources.tables import Hub, read_table
+from datamodules.splits import divided
+from datamodules.tasks import Task
+from mergers.errors import SheetbendError, did_you_mean
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Where the pictures of one task are, and what their labels mean.
+
+    Attributes:
+        path: a folder <class>/* or {train,val,test}/<class>/*; or a table of pictures: a .parquet file, or a folder
+            with such files as the hub keeps them.
+        hub: in the place of ``path``, a data set on the hub, ``org/name``.
+        config: its configuration on the hub, where it has several.
+        revision: its branch, tag or commit on the hub.
+        image: of a table, the column of the pictures.
+        label: of a table, the column of the labels: words, whole numbers, or named classes.
+        splits: what train, val and test are called on the hub or in the folder. Without val or test, these are cut from
+            train. None, for folders of pictures and single files alone: those that are there.
+        class_names: the classes in the order of their numbers, or a map from the labels as they are written (the names
+            of folders) to classes, null for those to be left out. None: the labels themselves.
+        templates: prompts with ``{}`` for the class name; none: those of the datamodule.
+        val: share of train that is cut off for val, where val is not given; every class gives its share.
+        test: the same for test.
+        label_space: tasks that name the same one share their classes in the joint label space.
+    """
+
+    path: str | None = None
+    hub: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    image: str = "image"
+    label: str = "label"
+    splits: dict[str, str] | None = None
+    class_names: list[str] | dict[str | int, str | None] | None = None
+    templates: list[str] | None = None
+    val: float = 0.1
+    test: float = 0.2
+    label_space: str | None = None
+
+    @property
+    def place(self) -> Hub | Path:
+        """Return where the pictures are."""
+        return Hub(self.hub, self.config, self.revision) if self.hub is not None else Path(self.path).expanduser()
+
+    @property
+    def in_folders(self) -> bool:
+        """Return whether the pictures are files in folders of their classes, not rows of a table."""
+        if self.hub is not None or not self.place.is_dir():
+            return False
+        return has_class_folders(self.place) if self.splits is None else has_class_folders(self._folder("train"))
+
+    def _folder(self, split: str) -> Path:
+        return self.place / self.splits[split]
+
+    def check(self, task: str) -> None:
+        """Raise `SheetbendError` if the fields do not fit together, or nothing is there; reads nothing."""
+        where = f"task {task}"
+        if (self.path is None) == (self.hub is None):
+            raise SheetbendError(f"{where}: path is {self.path} and hub is {self.hub}; give one of them")
+        if self.path is not None and not self.place.exists():
+            raise SheetbendError(f"{where}: {self.place} is not there; check the path")
+        if self.splits is not None and ("train" not in self.splits or not set(self.splits) <= set(SPLITS)):
+            raise SheetbendError(
+                f"{where}: splits is {self.splits}; say what train is called, and val and test where they are there, "
+                "for example {train: train, val: validation, test: test}"
+            )
+        single = self.path is not None and self.place.is_file()
+        if single and self.splits is not None:
+            raise SheetbendError(f"{where}: {self.place} is one file, so splits has no meaning; leave one of them out")
+        if self.splits is None and not single and not self.in_folders:
+            raise SheetbendError(
+                f"{where}: {self.place} holds no folders of pictures (<class>/* or train/<class>/*); for a table say "
+                "what its splits are called, for example splits: {train: train, test: test}"
+            )
+        if min(self.val, self.test) <= 0 or self.val + self.test >= 1:
+            raise SheetbendError(
+                f"{where}: val {self.val} and test {self.test} are shares of train; give two that leave some"
+            )
+
+    def read(self, task: str) -> dict[str, ImageSource]:
+        """Return the splits that are there, with the source's own labels; one that is not split is ``train``."""
+        if self.in_folders:
+            if self.splits is not None:
+                return {split: read_class_folders(self._folder(split)) for split in self.splits}
+            found = read_image_folder(self.place)
+            return {"train": found["all"]} if "all" in found else found
+        names = self.splits or {"train": "train"}
+        sources = {}
+        for split, name in names.items():
+            where = f"task {task}, {self.place}" + ("" if self.splits is None else f", split {name}")
+            sources[split] = source_of_table(read_table(self.place, name), self.image, self.label, where)
+        return sources
+
+    def classes(self, source: ImageSource) -> tuple[str, ...]:
+        """Return the task's classes, of its training split."""
+        if isinstance(self.class_names, list):
+            return tuple(self.class_names)
+        if self.class_names is not None:
+            return tuple(dict.fromkeys(name for name in self.class_names.values() if name is not None))
+        if source.class_names is not None:
+            return source.class_names
+        return tuple(str(number) for number in range(int(source.labels.max(initial=-1)) + 1))
+
+
+class ImageFolderDataModule(ImageDataModule):
+    """Tasks of one's own pictures, or of any image data set on the hub with its columns named.
+
+    Prompts may be left out for models without a text tower.
+
+    Args:
+        images: for each task, where its pictures are; or one folder, in which each folder is a task.
+        tasks: those of them that are used; none: all.
+        templates: prompts with ``{}`` for the class name, of the tasks that name none of their own.
+        overlap: whether a picture in two splits is an error (refuse), or counted in the caveats of results (report).
+        image_cache_gb: see `ImageDataModule`.
+        batch_size: see `TaskDataModule`.
+        eval_batch_size: see `TaskDataModule`.
+        batches_per_epoch: see `TaskDataModule`.
+        num_workers: see `TaskDataModule`.
+        seed: of the order of training examples; which pictures are cut off for val and test depends on the task's name
+            and the pictures alone.
+    """
+
+    def __init__(
+        self,
+        images: dict[str, ImageSet] | str,
+        tasks: list[str] | None = None,
+        templates: list[str] | None = None,
+        overlap: Literal["refuse", "report"] = "refuse",
+        image_cache_gb: float = 20.0,
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        batches_per_epoch: int | dict[str, int] | None = None,
+        num_workers: int = 0,
+        seed: int | None = None,
+    ):
+        if overlap not in ("refuse", "report"):
+            raise SheetbendError(f"data.overlap is {overlap!r}; give refuse or report")
+        self.overlap = overlap
+        self.images = _sets_in(Path(images).expanduser()) if isinstance(images, str) else dict(images)
+        self.templates = tuple(templates or ())
+        super().__init__(
+            list(self.images) if tasks is None else tasks,
+            image_cache_gb,
+            batch_size,
+            eval_batch_size,
+            batches_per_epoch,
+            num_workers,
+            seed,
+        )
+
+    def task_table(self) -> dict[str, Task]:
+        """Return the tasks by name; where classes are not given, folders are listed, and the labels of tables read."""
+        tasks = {}
+        for name, one in self.images.items():
+            one.check(name)
+            source = None if one.class_names is not None else one.read(name)["train"]
+            templates = self.templates if one.templates is None else tuple(one.templates)
+            tasks[name] = Task(name, one.classes(source), templates, label_set=one.label_space)
+        return tasks
+
+    def sources(self, task: str) -> dict[str, tuple[Hub | Path, str]]:
+        """Return what the splits that are there are read from, and the split's name there."""
+        one = self.images[task]
+        return {split: (one.place, name) for split, name in (one.splits or {"train": "train"}).items()}
+
+    def parts(self, task: str) -> dict[str, Part]:
+        """Read the pictures of ``task``, with its own labels; cut from train what is not there."""
+        one = self.images[task]
+        classes = next(known for known in self.tasks if known.name == task).class_names
+        parts = {split: _labelled(task, one, source, classes) for split, source in one.read(task).items()}
+        if "train" not in parts:
+            raise SheetbendError(f"task {task}: {one.place} has no train folder; add it, or leave {SPLITS[2]} out")
+        shares = {split: getattr(one, split) for split in ("val", "test") if split not in parts}
+        if shares:
+            pool = self._without_repeats(task, parts["train"])
+            labels = pool.source.labels[pool.rows]
+            rows = divided(task, labels, {"train": 1 - sum(shares.values()), **shares})
+            parts |= {split: Part(pool.source, pool.rows[taken]) for split, taken in rows.items()}
+        return parts
+
+    def _without_repeats(self, task: str, part: Part) -> Part:
+        """Leave out pictures that stand twice, since chance would put them into two splits."""
+        keys = self.open_images(part.source, f"task {task}").keys[part.rows]
+        first = np.sort(np.unique(keys, axis=0, return_index=True)[1])
+        if len(first) < len(part.rows):
+            left = len(part.rows) - len(first)
+            self.note(task, f"{left} of {len(part.rows)} pictures repeat another and are left out.")
+        return Part(part.source, part.rows[first])
+
+
+def _sets_in(folder: Path) -> dict[str, ImageSet]:
+    """Return one set for each folder in ``folder``."""
+    found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    found = [path for path in found if not path.name.startswith(".")]
+    if not found:
+        raise SheetbendError(f"data.images {folder}: no folders of tasks are there; put <task>/<class>/* below it")
+    return {path.name: ImageSet(str(path)) for path in found}
+
+
+def _labelled(task: str, one: ImageSet, source: ImageSource, classes: tuple[str, ...]) -> Part:
+    """Return the pictures that have a class, with the task's labels."""
+    count = int(source.labels.max(initial=-1)) + 1
+    numbers = source.class_names is None
+    written = [str(number) for number in range(count)] if numbers else source.class_names
+    used = np.unique(source.labels)
+    labels = np.full(len(written), -1, np.int64)
+    for label in used:
+        labels[label] = _label_of(task, one, written[label], numbers, classes)
+    new = labels[source.labels]
+    # Those to be left out keep some label, and are none of the rows.
+    kept = replace(source, labels=np.maximum(new, 0), class_names=classes)
+    return Part(kept, np.flatnonzero(new >= 0))
+
+
+def _label_of(task: str, one: ImageSet, written: str, numbers: bool, classes: tuple[str, ...]) -> int:
+    """Return the position of a label's class, -1 for one to be left out."""
+    known: Mapping[str, str | None]
+    if isinstance(one.class_names, dict):
+        known = {str(label): name for label, name in one.class_names.items()}
+    else:
+        known = dict(zip(map(str, range(len(classes))), classes, strict=True)) if numbers else {c: c for c in classes}
+    if written not in known:
+        raise SheetbendError(
+            f"task {task}: label {written!r} is none of {', '.join(known)}{did_you_mean(written, list(known))}; "
+            "add it to class_names (null leaves it out)"
+        )
+    name = known[written]
+    return -1 if name is None else classes.index(name)
