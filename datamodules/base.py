@@ -5,7 +5,8 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Collection
 from itertools import combinations
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -16,7 +17,23 @@ from datamodules.turns import BatchDataset, EvalSampler, TaskOrder, TurnLoader, 
 from mergers.errors import SheetbendError, did_you_mean
 from mergers.seeding import derive_generator
 
+if TYPE_CHECKING:
+    from datamodules.sources.hub import Hub
+
 SPLITS = ("train", "val", "test")
+
+
+class MissingDataError(SheetbendError):
+    """What several tasks lack; the message is what the first one does.
+
+    Attributes:
+        faults: one line a task.
+    """
+
+    def __init__(self, faults: list[str]):
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        super().__init__(faults[0] + more)
+        self.faults = faults
 
 
 class TaskDataModule(LightningDataModule):
@@ -85,8 +102,18 @@ class TaskDataModule(LightningDataModule):
         self._splits: dict[str, dict[str, Split]] = {}
         self._fingerprints: dict[str, dict[str, str]] = {}
         self._notes: dict[str, list[str]] = {}
+        self._deviations: dict[str, list[str]] = {}
+        self._check_all()
+
+    def _check_all(self) -> None:
+        faults = []
         for task in self.tasks:
-            self.check(task.name)
+            try:
+                self.check(task.name)
+            except SheetbendError as error:
+                faults.append(str(error))
+        if faults:
+            raise MissingDataError(faults)
 
     @classmethod
     def known_tasks(cls) -> dict[str, Task]:
@@ -104,12 +131,35 @@ class TaskDataModule(LightningDataModule):
     def check(self, task: str) -> None:
         """Raise `SheetbendError` if what ``task`` is read from is not installed; reads no data."""
 
+    def sources(self, task: str) -> "dict[str, tuple[Hub | Path, str]]":
+        """Return what each split of ``task`` is read from: a place, and the split's name there; reads no data.
+
+        Empty where there is nothing to download or to look for: the data come with installed packages, or are made.
+        """
+        return {}
+
     def attach(self, module: Any) -> None:
         """Take from the model (a LightningModule) what examples are prepared with; called before `load`."""
 
     def note(self, task: str, sentence: str) -> None:
         """Add a sentence on ``task`` to the caveats; to be called in `load`."""
         self._notes.setdefault(task, []).append(f"{task}: {sentence}")
+
+    def deviation(self, task: str, sentence: str) -> None:
+        """Add to the caveats how the data of ``task`` differ from what is published; to be called in `load`.
+
+        A run goes on and says so; ``sheetbend prepare`` does not call such data ready.
+        """
+        self.note(task, sentence)
+        self._deviations.setdefault(task, []).append(f"{task}: {sentence}")
+
+    def notes(self, task: str) -> list[str]:
+        """Return what `load` had to say of ``task``; after `ready`."""
+        return list(self._notes.get(task, ()))
+
+    def deviations(self, task: str) -> list[str]:
+        """Return those of the notes that say how the data differ from what is published; after `ready`."""
+        return list(self._deviations.get(task, ()))
 
     @property
     def caveats(self) -> list[str]:
@@ -125,12 +175,16 @@ class TaskDataModule(LightningDataModule):
         if self.trainer is not None:
             self.attach(self.trainer.lightning_module)
         for task in self.tasks:
-            if task.name not in self._splits:
-                splits = self.load(task.name)
-                check_labels(task, splits)
-                self._check_overlap(task.name, splits)
-                self._fingerprints[task.name] = {name: fingerprint(splits[name]) for name in SPLITS}
-                self._splits[task.name] = splits
+            self.ready(task)
+
+    def ready(self, task: Task) -> None:
+        """Load one task, if that has not been done, and check its labels and that its splits do not overlap."""
+        if task.name not in self._splits:
+            splits = self.load(task.name)
+            check_labels(task, splits)
+            self._check_overlap(task.name, splits)
+            self._fingerprints[task.name] = {name: fingerprint(splits[name]) for name in SPLITS}
+            self._splits[task.name] = splits
 
     def _check_overlap(self, task: str, splits: dict[str, Split]) -> None:
         for (first, second), count in overlaps(splits).items():

@@ -87,7 +87,9 @@ class VisionDataModule(ImageDataModule):
             self.note(task, entry.caveat.removeprefix(f"{task}: "))
         for split, count in entry.counts.items():
             if split in sources and len(sources[split]) != count:
-                self.note(task, f"its {split} split has {len(sources[split])} examples; the published one has {count}.")
+                self.deviation(
+                    task, f"its {split} split has {len(sources[split])} examples; the published one has {count}."
+                )
         if "all" in sources:
             return self._divide_whole(entry, sources["all"])
         for split in ("train", "test"):
