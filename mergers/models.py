@@ -150,6 +150,9 @@ def _known_names(modules: dict[str, nn.Module], tensors: dict[str, Tensor]) -> d
     for parameter in tensors:
         if parameter.rpartition(".")[2] != "weight":
             known.setdefault(module_name(parameter).removeprefix(PEFT_PREFIX), parameter)
+    for name in list(known):  # what stands below an adapted module, such as its bias, keeps its own name too
+        if ".base_layer." in name:
+            known.setdefault(name.replace(".base_layer.", "."), known[name])
     return known
 
 

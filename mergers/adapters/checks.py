@@ -190,20 +190,20 @@ def _filled(adapters: Sequence[Adapter]) -> tuple[list[Adapter], list[str]]:
 
 
 def _of_one_kind(adapters: Sequence[Adapter]) -> list[Adapter]:
-    """Return the adapters with modules linear in all that a LoRA says are linear and a difference does not know."""
+    """Return the adapters with the kind in all that a LoRA knows of its modules and a difference does not."""
     kinds = [adapter.metadata.get("kinds") or {} for adapter in adapters]
     unknown = {module for known in kinds for module, kind in known.items() if kind == "parameter"}
     learnt = {
-        module: "linear"
+        module: kind_of(adapter.metadata, module)
         for adapter in adapters
         for module in adapter
-        if module in unknown and kind_of(adapter.metadata, module) == "linear"
+        if module in unknown and kind_of(adapter.metadata, module) in ("linear", "in_proj")
     }
     if not learnt:
         return list(adapters)
     taught = []
     for adapter in adapters:
-        of_this = {module: "linear" for module in learnt if module in adapter}
+        of_this = {module: kind for module, kind in learnt.items() if module in adapter}
         metadata = {**adapter.metadata, "kinds": {**(adapter.metadata.get("kinds") or {}), **of_this}}
         taught.append(Adapter(dict(adapter), adapter.name, adapter.base_model, metadata, adapter.heads))
     return taught

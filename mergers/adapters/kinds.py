@@ -4,6 +4,8 @@ An update is a matrix (out, in) or a vector; parameters lie in other ways. ``ada
 module which of these it is, as plain values:
 
 - ``"linear"``: the weight is (out, in), or (in, out) in transformers' ``Conv1D``.
+- ``"in_proj"``: the stacked weights (3 d, d) of query, key and value in torch's ``MultiheadAttention``; the update goes
+  by the name of the parameter, ``in_proj_weight``, and lies as it does.
 - ``"embedding"``: the weight is (number of embeddings, dimension), the update its transpose: a look-up is a product
   with a one-hot column.
 - ``{"conv": [height, width]}``: the weight is (out, in, height, width), the update is flattened to
@@ -66,4 +68,4 @@ def fits_lora(kind: Kind) -> bool:
 
 def same_kind(one: Kind, other: Kind) -> bool:
     """Return whether updates of both kinds may be merged: equal ones, or a difference of checkpoints with a LoRA."""
-    return one == other or {str(one), str(other)} == {"linear", "parameter"}
+    return one == other or {str(one), str(other)} in ({"linear", "parameter"}, {"in_proj", "parameter"})

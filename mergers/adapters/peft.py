@@ -31,6 +31,8 @@ PICKLED_WEIGHTS_FILE = "adapter_model.bin"
 
 _KEY = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight", re.DOTALL)
 _EMBEDDING_KEY = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<factor>[AB])", re.DOTALL)
+# PEFT adapts a MultiheadAttention as a whole: in_proj_weight under the module's own name, and this below it.
+OUT_PROJ = ".base_layer.out_proj"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 # What else PEFT saves, by what its key contains, and the way out.
@@ -38,7 +40,6 @@ _FOREIGN_KEYS = (
     ("lora_magnitude_vector", "belongs to DoRA; train the adapter without DoRA"),
     ("lora_B.bias", "is a bias of lora_B; train the adapter with lora_bias=False"),
     ("token_adapter.", "holds trained rows of an embedding; train the adapter without trainable_token_indices"),
-    (".base_layer.out_proj.lora_", "is LoRA on a MultiheadAttention; adapt modules that are linear layers instead"),
     (".base_layer.lora_", "is LoRA on bare parameters; train the adapter with target_modules alone"),
     (
         ".base_layer.weight",
@@ -99,8 +100,9 @@ def adapter_from_state_dict(
     """Build an adapter from what PEFT's ``get_peft_model_state_dict`` and ``LoraConfig.to_dict`` return.
 
     LoRA on linear layers (transformers' ``Conv1D`` too), embeddings and convolutions becomes a `LowRankUpdate` a
-    module, in the dtype of its tensors; see `mergers.adapters.kinds` for how each lies in its weight. What
-    ``modules_to_save`` names is kept in ``heads``.
+    module, in the dtype of its tensors; see `mergers.adapters.kinds` for how each lies in its weight. Of a
+    ``MultiheadAttention`` the stacked projections are read; its ``out_proj`` must be zero, since PEFT (to 0.21, pull
+    request 3774) adds that update twice when it runs. What ``modules_to_save`` names is kept in ``heads``.
 
     Args:
         tensors: ``[base_model.model.]MODULE.lora_A.weight`` (r, in) and ``...lora_B.weight`` (out, r), those of
@@ -115,7 +117,11 @@ def adapter_from_state_dict(
     label = label or name
     refuse_foreign_config(config, label)
     pairs, heads = _sorted_out(tensors, saved_modules(config, label), label)
-    updates, kinds = updates_of(pairs, lambda module, rank: rank_and_scale(config, module, label), label)
+    # PEFT gives out_proj the rank and scale of the attention that it is part of.
+    updates, kinds = updates_of(
+        pairs, lambda module, _: rank_and_scale(config, module.removesuffix(OUT_PROJ), label), label
+    )
+    updates, kinds = _with_fused_attention(updates, kinds, label)
     metadata = {
         "dtype": common_dtype(dtypes_of(pairs)),
         "fan_in_fan_out": bool(config.get("fan_in_fan_out", False)),
@@ -141,7 +147,7 @@ def _sorted_out(tensors: Mapping[str, Tensor], saved: tuple[str, ...], label: st
             raise SheetbendError(f"adapter {label}: its weights hold {key!r}, which is no tensor; save it again")
         path = key.removeprefix(PEFT_PREFIX)
         match = _KEY.fullmatch(path) or _EMBEDDING_KEY.fullmatch(path)
-        if match is not None and ".base_layer" not in match["module"]:
+        if match is not None and ".base_layer" not in match["module"].removesuffix(OUT_PROJ):
             require_module_name(match["module"], label)
             pair = pairs.setdefault((match["module"], match.re is _EMBEDDING_KEY), {})
             if match["factor"] in pair:
@@ -181,6 +187,31 @@ def updates_of(
             raise SheetbendError(f"adapter {label}: {module} is an embedding and a linear layer; save it again")
         updates[module], kinds[module] = _update_of(pair, module, embedding, scaling, label)
     return updates, kinds
+
+
+def _with_fused_attention(
+    updates: Mapping[str, Update], kinds: Mapping[str, Kind], label: str
+) -> tuple[dict[str, Update], dict[str, Kind]]:
+    """Return updates and kinds with the stacked projections of fused attention under the name of their parameter."""
+    fused = {module.removesuffix(OUT_PROJ) for module in updates if module.endswith(OUT_PROJ)}
+    named: dict[str, Update] = {}
+    named_kinds: dict[str, Kind] = {}
+    for module, update in updates.items():
+        if module.endswith(OUT_PROJ):
+            owner = module.removesuffix(OUT_PROJ)
+            if owner not in updates:
+                raise SheetbendError(
+                    f"adapter {label}: MultiheadAttention {owner} has LoRA on out_proj alone; save it again"
+                )
+            if update.A.any() and update.B.any():
+                raise SheetbendError(
+                    f"adapter {label}: {owner} is a MultiheadAttention with LoRA on its out_proj, which PEFT adds "
+                    "twice when it runs, so that what was trained is not what the file says; leave out_proj at zero"
+                )
+        else:
+            name, kind = (f"{module}.in_proj_weight", "in_proj") if module in fused else (module, kinds[module])
+            named[name], named_kinds[name] = update, kind
+    return named, named_kinds
 
 
 def _update_of(

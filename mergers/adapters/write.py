@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergers.adapters.kinds import fits_lora, kind_of, lying_shape
+from mergers.adapters.kinds import Kind, fits_lora, kind_of, lying_shape
 from mergers.adapters.names import PEFT_PREFIX
-from mergers.adapters.peft import CONFIG_FILE, WEIGHTS_FILE
+from mergers.adapters.peft import CONFIG_FILE, OUT_PROJ, WEIGHTS_FILE
 from mergers.errors import SheetbendError
 from mergers.files import atomic_folder, write_safetensors
 from mergers.functional.linalg import all_finite
@@ -69,7 +69,7 @@ def save_adapter(adapter: Adapter, path: str | Path, dtype: torch.dtype | None =
 def peft_tensors(adapter: Adapter, module: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return what PEFT saves for one module: its key of A, then of B, to tensors of their own in ``dtype``.
 
-    Embeddings have keys of their own, convolutions get their kernel back.
+    Embeddings have keys of their own, convolutions get their kernel back, and fused attention a zero for its out_proj.
 
     Raises:
         SheetbendError: The factors do not fit ``dtype``, or the module is none that PEFT adapts.
@@ -89,13 +89,29 @@ def peft_tensors(adapter: Adapter, module: str, dtype: torch.dtype) -> dict[str,
         A = A.reshape(lying_shape(tuple(A.shape), kind))
         B = B.reshape(*B.shape, *(1 for _ in kind["conv"]))
     names = ("lora_embedding_A", "lora_embedding_B") if kind == "embedding" else ("lora_A.weight", "lora_B.weight")
+    factors = {module: (A, B)}
+    if kind == "in_proj":
+        owner, width = peft_module(module, kind), A.shape[1]
+        factors = {owner: (A, B), owner + OUT_PROJ: (A.new_zeros(A.shape), B.new_zeros(width, B.shape[1]))}
     return {
-        f"{PEFT_PREFIX}{module}.{name}": factor.to("cpu", dtype) for name, factor in zip(names, (A, B), strict=True)
+        f"{PEFT_PREFIX}{owner}.{name}": factor.to("cpu", dtype)
+        for owner, pair in factors.items()
+        for name, factor in zip(names, pair, strict=True)
     }
+
+
+def peft_module(module: str, kind: Kind) -> str:
+    """Return the name by which PEFT selects ``module``: for stacked projections that of their attention.
+
+    >>> peft_module("layers.0.attn.in_proj_weight", "in_proj")
+    'layers.0.attn'
+    """
+    return module.removesuffix(".in_proj_weight") if kind == "in_proj" else module
 
 
 def peft_config(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:
     """Return the fields of a LoraConfig with alpha = r for every module."""
+    ranks = {peft_module(module, kind_of(adapter.metadata, module)): rank for module, rank in ranks.items()}
     # The commonest rank becomes r (the smaller of two equally common), the others are listed by exact name.
     counts = Counter(ranks.values())
     rank = min(counts, key=lambda value: (-counts[value], value))

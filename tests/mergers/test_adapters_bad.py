@@ -79,7 +79,10 @@ def test_configs_that_are_not_plain_lora(config, words, tmp_path):
         ({f"{PREFIX}q.lora_magnitude_vector": torch.ones(2)}, ["lora_magnitude_vector", "DoRA"]),
         ({f"{PREFIX}e.token_adapter.trainable_tokens_delta": torch.ones(1, 2)}, ["trainable_token_indices"]),
         ({f"{PREFIX}e.base_layer.weight": torch.ones(5, 2)}, ["e.base_layer.weight' (5, 2)", "save_embedding_layers"]),
-        ({f"{PREFIX}a.base_layer.out_proj.lora_A.weight": torch.ones(2, 2)}, ["MultiheadAttention"]),
+        (
+            {f"{PREFIX}a.base_layer.out_proj.lora_{factor}.weight": torch.ones(2, 2) for factor in "AB"},
+            ["MultiheadAttention a", "out_proj alone"],
+        ),
         ({f"{PREFIX}prompt_embeddings": torch.ones(2, 2)}, ["prompt_embeddings", "no LoRA"]),
         ({f"{PREFIX}e.lora_embedding_A": torch.ones(2, 5)}, ["module e has no lora_embedding_B"]),
         ({f"{PREFIX}v.lora_A.weight": torch.ones(2, 3)}, ["module v has no lora_B"]),
@@ -277,7 +280,9 @@ def test_what_peft_itself_saves_beyond_lora_is_refused(tmp_path):
     tokens = {"e": [0, 2]}
     assert "trainable_token_indices" in saved("tokens", base(), target_modules=["q"], trainable_token_indices=tokens)
     assert "target_parameters" in saved("parameters", base(), target_modules=[], target_parameters=["q.weight"])
-    assert "MultiheadAttention" in saved("attention", base(), target_modules=["m"])
+    assert "m is a MultiheadAttention with LoRA on its out_proj" in saved(
+        "attention", base(), target_modules=["m"], init_lora_weights=False
+    )
     assert "pissa" in saved("pissa", base(), target_modules=["q"], init_lora_weights="pissa")
     grouped = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
     with pytest.warns(UserWarning, match="groups"):
