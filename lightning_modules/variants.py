@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from mergers import Adapter, LowRankUpdate
 from mergers.models import iter_weight_updates, match_parameters
@@ -70,12 +71,15 @@ def merged_variant(
         prefix: what stands before the model's names in those of the variant.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    modules = dict(model.named_modules(remove_duplicate=False))
     places = match_parameters(merged, model)
     beside: dict[str, tuple[Tensor, Tensor]] = {}
     for name, update in merged.items() if branches else ():
         layer = places[name].removesuffix(".weight").removesuffix(".base_layer")
-        owner = model.get_submodule(places[name].removesuffix(".weight"))
-        if not isinstance(owner, nn.Linear) or not isinstance(update, LowRankUpdate):
+        owner = modules.get(places[name].removesuffix(".weight"))
+        # The out_proj of torch's MultiheadAttention is a linear layer that is never called.
+        called = isinstance(owner, nn.Linear) and not isinstance(owner, NonDynamicallyQuantizableLinear)
+        if not called or not isinstance(update, LowRankUpdate):
             continue
         if update.rank * sum(update.shape) < update.shape[0] * update.shape[1]:
             weight = owner.weight
