@@ -33,6 +33,17 @@ _KEY_BYTES = 32
 _WAIT = 0.2  # seconds between looks at an entry that another process is filling
 
 
+class PictureError(SheetbendError):
+    """A picture that cannot be read; one line also where it comes out of a worker process.
+
+    There torch makes the message the text of the traceback, whose last line is what was said.
+    """
+
+    def __init__(self, message: str):
+        last = message.strip().splitlines()[-1]
+        super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))
+
+
 class Images(Protocol):
     """Pictures of one size by number, wherever they come from."""
 
@@ -73,7 +84,7 @@ def _readable(source: ImageSource, row: int, owner: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = reason.split(" <_io.BytesIO")[0]
-        raise SheetbendError(
+        raise PictureError(
             f"{owner}: {source.where(row)} cannot be decoded as a picture ({reason}); replace the file, or take it out"
         ) from None
 
@@ -207,6 +218,7 @@ class ImageCache:
         self, path: Path, source: ImageSource, transform: ImageTransform, owner: str, needed: int
     ) -> MappedImages | None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        waited = False
         while True:
             lock = _locked(path, shared=True)
             found = _mapped(path, lock, (len(source), 3, transform.size, transform.size)) if lock else None
@@ -216,7 +228,10 @@ class ImageCache:
             if lock is not None:
                 lock.close()
                 lock = _locked(path, shared=False)
-            if lock is None:  # another process fills it
+            if lock is None:
+                if not waited and not self.quiet:
+                    print(f"{owner}: waiting for another process that decodes it", file=sys.stderr, flush=True)
+                waited = True
                 time.sleep(_WAIT)
                 continue
             with lock:

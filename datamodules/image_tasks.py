@@ -103,6 +103,9 @@ class ImageDataModule(TaskDataModule):
             raise SheetbendError(
                 f"model {type(module).__name__} takes no images; give an image model, or a datamodule for texts"
             )
+        if transform != self.image_transform:  # what another model was given does not fit this one
+            self._splits.clear()
+            self._notes.clear()
         self.image_transform = transform
 
     def load(self, task: str) -> dict[str, ImageSplit]:

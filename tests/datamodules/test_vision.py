@@ -216,6 +216,28 @@ def test_bad_sources_are_one_line(tmp_path, task, make, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_picture_found_to_be_damaged_in_a_worker_is_one_line(tmp_path):
+    class_folders(tmp_path / "svhn" / "train", ("1", "2"), 2)
+    class_folders(tmp_path / "svhn" / "test", ("1", "2"), 5, 10)
+    path = tmp_path / "svhn" / "train" / "1" / "0.png"
+    path.write_bytes(path.read_bytes()[:-60])
+    datamodule = datamodule_of("svhn", root=str(tmp_path), image_cache_gb=0, num_workers=1)
+    with pytest.raises(SheetbendError, match=r"^task svhn, train: .*1/0.png cannot be decoded") as caught:
+        list(datamodule.train_dataloader())
+    assert "\n" not in str(caught.value)
+
+
+def test_another_model_gets_pictures_of_its_own_size(tmp_path):
+    mnist(tmp_path)
+    datamodule = datamodule_of("mnist", root=str(tmp_path))
+    model = Model()
+    model.image_transform = ImageTransform(4)
+    datamodule.attach(model)
+    datamodule.setup()
+    assert whole(datamodule.split("mnist", "train"))[0].shape == (12, 3, 4, 4)
+    assert len(datamodule.caveats) == len(set(datamodule.caveats))
+
+
 def test_the_hub_that_cannot_be_reached_is_one_line():
     with pytest.raises(SheetbendError, match=r"ylecun/mnist .*HF_HUB_OFFLINE.*data.init_args.root") as caught:
         datamodule_of("mnist")
