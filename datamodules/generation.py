@@ -193,7 +193,9 @@ class GenerationDataModule(TaskDataModule):
         if task.path is not None:
             return Path(task.path).expanduser()
         if self.root is not None:
-            return Path(self.root).expanduser() / task.name
+            folder = Path(self.root).expanduser() / task.name
+            # A copy of the whole data set has a folder for each of its configurations.
+            return folder / task.config if task.config and (folder / task.config).is_dir() else folder
         return Hub(task.hub, task.config, task.revision, task.files)
 
     def sources(self, task: str) -> dict[str, tuple[Hub | Path, str]]:
@@ -211,7 +213,8 @@ class GenerationDataModule(TaskDataModule):
         for task in self.tasks:
             chat = task.chat if self.chat is None else self.chat
             try:
-                tokens = PromptTokens(module.tokenizer, module.architecture, module.max_length, chat)
+                room = task.max_new_tokens
+                tokens = PromptTokens(module.tokenizer, module.architecture, module.max_length, chat, room)
             except SheetbendError as error:
                 raise SheetbendError(f"task {task.name}: {error}") from None
             self._tokens[task.name] = tokens
@@ -264,9 +267,16 @@ class GenerationDataModule(TaskDataModule):
     def _read(self, task: GenerationTask, split: str, table: Dataset) -> Examples:
         fields = prompt_fields(task.prompt)
         require_columns(table, [*fields, task.answer], f"task {task.name}: its {split} split")
-        prompts = render(task.prompt, {name: column(table, name) for name in fields}, len(table))
+        columns = {name: column(table, name) for name in fields}
+        for name, values in columns.items():
+            if None in values:
+                raise SheetbendError(
+                    f"task {task.name}: {name} of row {values.index(None) + 1} of its {split} split is empty; fill it "
+                    "in, or leave the row out"
+                )
+        prompts = render(task.prompt, columns, len(table))
         answers, labels = [], []
-        for row, value in enumerate(column(table, task.answer)):
+        for row, value in enumerate(column(table, task.answer), 1):
             try:
                 text, label = task.read(value)
             except ValueError as error:

@@ -63,12 +63,15 @@ class PromptTokens:
             its end, as with the tokenizer's own truncation; a causal one its middle, since its last tokens say that
             an answer comes next.
         chat: write each prompt as a user's turn in the tokenizer's chat template.
+        room: tokens that an answer takes of what the tokenizer says, where prompt and answer are one text.
 
     Raises:
         SheetbendError: the tokenizer has no token for the end of an answer, or no chat template.
     """
 
-    def __init__(self, tokenizer: Any, architecture: str, max_length: int | None = None, chat: bool = False):
+    def __init__(
+        self, tokenizer: Any, architecture: str, max_length: int | None = None, chat: bool = False, room: int = 0
+    ):
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture {architecture!r} is none of {', '.join(ARCHITECTURES)}")
         if tokenizer.eos_token_id is None:
@@ -84,9 +87,9 @@ class PromptTokens:
         self.tokenizer = tokenizer
         self.causal = architecture == "causal"
         self.chat = chat
-        limit = tokenizer.model_max_length
         # A tokenizer that knows no limit says 10^30.
-        self.max_length = max_length or (limit if limit < 10**6 else None)
+        limit = tokenizer.model_max_length if tokenizer.model_max_length < 10**6 else None
+        self.max_length = max_length or (max(2, limit - room) if limit and self.causal else limit)
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each prompt, whole."""

@@ -135,6 +135,10 @@ class AnswerEvaluator(Meter):
         super().__init__()
         self.tasks = {task.name: task for task in tasks}
 
+    def seen(self, variant: str, task: str) -> int:
+        """Return how many answers of ``variant`` have been counted."""
+        return self._seen.get((variant, task, self.tasks[task].metric), 0)
+
     def update(
         self, variant: str, task: str, answers: Sequence[str], labels: Tensor, references: Sequence[str]
     ) -> list[float]:

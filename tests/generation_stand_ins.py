@@ -118,7 +118,7 @@ def save_tiny_llama(folder, texts):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3,
+        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     return _save(LlamaForCausalLM(config), tokenizer, folder)

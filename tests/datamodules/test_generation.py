@@ -213,6 +213,8 @@ def test_sources_name_the_hub_or_the_local_copy(tmp_path):
     (tmp_path / "mnli").mkdir()
     local = GenerationDataModule(["mnli"], family="flan_t5", root=str(tmp_path))
     assert local.sources("mnli")["val"] == (tmp_path / "mnli", "train")
+    (tmp_path / "mnli" / "mnli").mkdir()
+    assert local.sources("mnli")["val"] == (tmp_path / "mnli" / "mnli", "train")
 
 
 OWN = """
@@ -297,9 +299,10 @@ def broken(columns):
         ({"text": ["a"], "label": [0]}, "has no column 'sentence'; it has text, label"),
         (
             {"sentence": ["a", "b"], "label": [0, -1]},
-            "label of row 1 of its train split is '-1', none of its labels 1 (pos",
+            "label of row 2 of its train split is '-1', none of its labels 1 (pos",
         ),
-        ({"sentence": ["a", "b"], "label": ["1", ""]}, "label of row 1 of its train split is empty"),
+        ({"sentence": ["a", "b"], "label": ["1", ""]}, "label of row 2 of its train split is empty"),
+        ({"sentence": ["a", None], "label": [0, 1]}, "sentence of row 2 of its train split is empty; fill it in"),
         ({"sentence": ["a"], "label": [0]}, "its val split is empty"),
     ],
 )
