@@ -1,6 +1,5 @@
 """Small image tasks that come with pip packages: real pictures, no download, no hub."""
 
-import gzip
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from PIL import Image
 
 from datamodules.base import TaskDataModule
 from datamodules.pictures import band_crops, stratified, to_rgb32
+from datamodules.sources.layouts import read_idx
 from datamodules.tasks import ArrayData, Split, Task
 from mergers.errors import SheetbendError
 from mergers.seeding import derive_seed
@@ -131,11 +131,7 @@ def _fashion_mnist() -> dict[str, Split]:
 
 
 def _idx(file: str) -> np.ndarray:
-    """Read one IDX file of bytes: a magic number that ends in the number of dimensions, their sizes, the values."""
-    content = gzip.decompress((FASHION_MNIST / file).read_bytes())
-    dimensions = content[3]
-    shape = np.frombuffer(content, ">u4", count=dimensions, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    return read_idx(FASHION_MNIST / file)
 
 
 # Where the packages keep their pictures; their own loaders may turn to the network.

@@ -4,6 +4,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from datamodules.images import ImageTransform, open_image
+from datamodules.quickstart import FASHION_MNIST
 from datamodules.vision import VisionDataModule
 from datamodules.vision_tasks import VISION_TASKS
 from mergers import SheetbendError
@@ -268,3 +269,14 @@ def test_twenty_tasks_hold_no_pictures_in_memory(tmp_path):
     assert isinstance(split.images._pixels, np.memmap)
     assert not hasattr(split.images, "source")
     assert split.images.folder.is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+def test_a_whole_published_data_set(tmp_path):
+    (tmp_path / "fashion_mnist").symlink_to(FASHION_MNIST)
+    datamodule = datamodule_of("fashion_mnist", root=str(tmp_path))
+    assert [len(datamodule.split("fashion_mnist", split)) for split in ("train", "val", "test")] == [60000, 2000, 8000]
+    assert datamodule.split("fashion_mnist", "train").labels.bincount().tolist() == [6000] * 10
+    # Neither other counts than the published ones nor pictures in two splits.
+    assert len(datamodule.caveats) == 1
