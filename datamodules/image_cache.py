@@ -25,7 +25,7 @@ from torch import Tensor
 from datamodules.images import ImageTransform, Raw, open_image
 from datamodules.sources.image_source import ImageSource
 from mergers.errors import SheetbendError
-from mergers.files import atomic_folder, cache_folder
+from mergers.files import atomic_folder, atomic_write, cache_folder
 
 _FORMAT = "1"
 _BLOCK = 512  # pictures that are decoded at once, so that memory stays bounded
@@ -46,8 +46,6 @@ class PictureError(SheetbendError):
 
 class Images(Protocol):
     """Pictures of one size by number, wherever they come from."""
-
-    keys: np.ndarray
 
     def take(self, rows: Sequence[int] | Tensor) -> Tensor:
         """Return uint8 (B, 3, S, S)."""
@@ -96,28 +94,15 @@ class DecodedImages:
         source: the pictures.
         transform: what is done to each.
         owner: what messages call the source's user: its task and split.
-        quiet: show no progress.
     """
 
-    def __init__(self, source: ImageSource, transform: ImageTransform, owner: str, quiet: bool = False):
+    def __init__(self, source: ImageSource, transform: ImageTransform, owner: str):
         self.source, self.transform, self.owner = source, transform, owner
-        keys = np.empty((len(source), _KEY_BYTES), np.uint8)
-        for row, key in enumerate(_parallel(self._look_at, len(source), f"{owner}: reading", quiet)):
-            keys[row] = np.frombuffer(key, np.uint8)
-        self.keys = keys
-
-    def _look_at(self, row: int) -> bytes:
-        raw = self.source.raw(row)
-        if isinstance(raw, bytes):
-            with _readable(self.source, row, self.owner):
-                _probe(raw)
-        return key_of(raw)
 
     def take(self, rows: Sequence[int] | Tensor) -> Tensor:
         """Return uint8 (B, 3, S, S)."""
-        pictures = (
-            decode(self.source, int(row), self.source.raw(int(row)), self.transform, self.owner) for row in rows
-        )
+        numbers = [int(row) for row in rows]
+        pictures = (decode(self.source, row, self.source.raw(row), self.transform, self.owner) for row in numbers)
         return torch.from_numpy(np.stack(list(pictures)))
 
 
@@ -132,7 +117,11 @@ class MappedImages:
     def __init__(self, folder: Path, lock: Any = None):
         self.folder, self._lock = folder, lock
         self._pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-        self.keys = np.load(folder / "keys.npy")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of all pictures, (N, 3, S, S)."""
+        return self._pixels.shape
 
     def take(self, rows: Sequence[int] | Tensor) -> Tensor:
         """Return uint8 (B, 3, S, S)."""
@@ -146,6 +135,37 @@ class MappedImages:
         self.__init__(state["folder"])
 
 
+class SourceImages:
+    """The pictures of a source: their keys at once, their pixels when they are needed.
+
+    Args:
+        cache: keeps both.
+        source: the pictures.
+        transform: what is done to each.
+        owner: what messages call the source's user: its task and split.
+    """
+
+    def __init__(self, cache: "ImageCache", source: ImageSource, transform: ImageTransform, owner: str):
+        self.cache, self.transform, self.owner = cache, transform, owner
+        self._source: ImageSource | None = source
+        self._images: Images | None = None
+        self.keys = cache.keys(source, owner)
+
+    def prepare(self) -> Images:
+        """Return the pictures; the first time all are decoded, unless they are in the cache or do not fit into it.
+
+        To be called before worker processes are started, which would wait for each other.
+        """
+        if self._images is None:
+            self._images = self.cache.pixels(self._source, self.transform, self.owner)
+            self._source = None  # what it holds in memory is not needed any more
+        return self._images
+
+    def take(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """Return uint8 (B, 3, S, S)."""
+        return self.prepare().take(rows)
+
+
 class CacheEntry(NamedTuple):
     """One folder of the cache; ``used`` is when it was written or last opened, in seconds since the epoch."""
 
@@ -157,6 +177,8 @@ class CacheEntry(NamedTuple):
 @dataclass
 class ImageCache:
     """Decoded pictures on disk, one folder for each (source, transform), shared by all runs of a machine.
+
+    Keys of pictures are kept beside them, one small file a source.
 
     An entry appears whole, by a rename, or not at all. While a process uses an entry or fills one it holds a lock, so
     that no other removes or fills it too. Where the folder cannot be written, pictures are decoded as without a cache,
@@ -172,8 +194,8 @@ class ImageCache:
     folder: Path = field(default_factory=lambda: cache_folder("images"))
     quiet: bool = False
 
-    def open(self, source: ImageSource, transform: ImageTransform, owner: str) -> Images:
-        """Return the pictures of ``source``: out of the cache, which is filled first if need be, or decoded each time.
+    def open(self, source: ImageSource, transform: ImageTransform, owner: str) -> SourceImages:
+        """Return the pictures of ``source``; decodes none of them yet.
 
         Args:
             source: the pictures.
@@ -181,20 +203,64 @@ class ImageCache:
             owner: what messages call the source's user: its task and split.
 
         Raises:
+            SheetbendError: a file is no picture.
+        """
+        return SourceImages(self, source, transform, owner)
+
+    def keys(self, source: ImageSource, owner: str) -> np.ndarray:
+        """Return the key of each picture, uint8 (N, 32); all are read, if that was not done before.
+
+        Raises:
+            SheetbendError: a file is no picture.
+        """
+        path = self.folder / "keys" / f"{_hash_of(source.stamp, len(source))}.npy"
+        with contextlib.suppress(OSError, ValueError):
+            found = np.load(path)
+            if found.shape == (len(source), _KEY_BYTES) and found.dtype == np.uint8:
+                return found
+
+        def look_at(row: int) -> bytes:
+            raw = source.raw(row)
+            if isinstance(raw, bytes):
+                with _readable(source, row, owner):
+                    _probe(raw)
+            return key_of(raw)
+
+        found = np.empty((len(source), _KEY_BYTES), np.uint8)
+        for row, key in enumerate(_parallel(look_at, len(source), f"{owner}: reading", self.quiet)):
+            found[row] = np.frombuffer(key, np.uint8)
+        source.release()
+        if self.max_bytes:
+            try:
+                with atomic_write(path) as temporary:
+                    np.save(temporary, found)
+            except OSError as error:
+                self._say_why_not(error)
+        return found
+
+    def pixels(self, source: ImageSource, transform: ImageTransform, owner: str) -> Images:
+        """Return the pictures of ``source``: out of the cache, which is filled first if need be, or decoded each time.
+
+        Raises:
             SheetbendError: a picture cannot be decoded.
         """
-        needed = len(source) * (3 * transform.size**2 + _KEY_BYTES)
+        needed = len(source) * 3 * transform.size**2
         if len(source) and needed <= self.max_bytes:
-            path = self.folder / _entry_name(source, transform)
+            # Another version of Pillow may decode or resize to other levels.
+            path = self.folder / _hash_of(_FORMAT, PIL.__version__, source.stamp, len(source), transform.key)
             try:
                 found = self._open_entry(path, source, transform, owner, needed)
             except (OSError, ImportError) as error:  # no fcntl: no locks on this system
-                reason = getattr(error, "strerror", None) or str(error)
-                warnings.warn(f"{self.folder}: {reason}; pictures are not cached", stacklevel=2)
+                self._say_why_not(error)
                 found = None
             if found is not None:
+                source.release()
                 return found
-        return DecodedImages(source, transform, owner, self.quiet)
+        return DecodedImages(source, transform, owner)
+
+    def _say_why_not(self, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or str(error)
+        warnings.warn(f"{self.folder}: {reason}; pictures are not cached", stacklevel=3)
 
     def entries(self) -> list[CacheEntry]:
         """Return all entries, those not used for longest first."""
@@ -209,10 +275,15 @@ class ImageCache:
         """Remove the entries that are not in use and were not for ``unused_days`` days; return them."""
         self._remove_abandoned()
         limit = time.time() - 24 * 3600 * unused_days
+        for path in (self.folder / "keys").glob("*.npy"):
+            if path.stat().st_mtime <= limit:
+                path.unlink(missing_ok=True)
         return [entry for entry in self.entries() if entry.used <= limit and self._remove(entry.path)]
 
     def _folders(self) -> list[Path]:
-        return [path for path in self.folder.iterdir() if path.is_dir()] if self.folder.is_dir() else []
+        if not self.folder.is_dir():
+            return []
+        return [path for path in self.folder.iterdir() if path.is_dir() and path.name != "keys"]
 
     def _open_entry(
         self, path: Path, source: ImageSource, transform: ImageTransform, owner: str, needed: int
@@ -281,27 +352,21 @@ class ImageCache:
     def _fill(self, path: Path, source: ImageSource, transform: ImageTransform, owner: str) -> None:
         """Decode all pictures into a new entry."""
 
-        def work(row: int) -> tuple[bytes, np.ndarray]:
-            raw = source.raw(row)
-            return key_of(raw), decode(source, row, raw, transform, owner)
+        def work(row: int) -> np.ndarray:
+            return decode(source, row, source.raw(row), transform, owner)
 
         shape = (len(source), 3, transform.size, transform.size)
-        keys = np.empty((len(source), _KEY_BYTES), np.uint8)
         with atomic_folder(path) as temporary, (temporary / "pixels.npy").open("wb") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             file.flush()
             _reserve(file.fileno(), file.tell(), int(np.prod(shape)))
-            for row, (key, pixels) in enumerate(_parallel(work, len(source), f"{owner}: decoding", self.quiet)):
-                keys[row] = np.frombuffer(key, np.uint8)
+            for pixels in _parallel(work, len(source), f"{owner}: decoding", self.quiet):
                 file.write(pixels.data)
             file.flush()
             os.fsync(file.fileno())  # after a loss of power, a renamed folder must not hold zeros
-            np.save(temporary / "keys.npy", keys)
 
 
-def _entry_name(source: ImageSource, transform: ImageTransform) -> str:
-    # Another version of Pillow may decode or resize to other levels.
-    parts = [_FORMAT, PIL.__version__, source.stamp, len(source), transform.key]
+def _hash_of(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
 
 
@@ -318,8 +383,7 @@ def _mapped(path: Path, lock: Any, shape: tuple[int, ...]) -> MappedImages | Non
         found = MappedImages(path, lock)
     except (OSError, ValueError):
         return None
-    whole = found._pixels.shape == shape and found._pixels.dtype == np.uint8 and len(found.keys) == shape[0]
-    return found if whole else None
+    return found if found.shape == shape else None
 
 
 def _locked(path: Path, shared: bool) -> Any | None:

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from datamodules.base import SPLITS, TaskDataModule
-from datamodules.image_cache import ImageCache, Images
+from datamodules.image_cache import ImageCache, SourceImages
 from datamodules.images import ImageTransform
 from datamodules.sources.image_source import ImageSource
 from mergers.errors import SheetbendError
+
+# What Lightning's stages go through: to test adapters, training pictures need not be decoded.
+_NEEDED = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
 
 class ImageSplit:
@@ -25,7 +28,7 @@ class ImageSplit:
         labels: int64 (N,).
     """
 
-    def __init__(self, images: Images, rows: np.ndarray, labels: np.ndarray):
+    def __init__(self, images: SourceImages, rows: np.ndarray, labels: np.ndarray):
         self.images, self.rows = images, rows
         self.labels = torch.from_numpy(np.ascontiguousarray(labels, np.int64))
 
@@ -90,7 +93,7 @@ class ImageDataModule(TaskDataModule):
         super().__init__(tasks, batch_size, eval_batch_size, batches_per_epoch, num_workers, seed)
         self.image_cache_gb = image_cache_gb
         self.image_transform = ImageTransform()
-        self._opened: dict[str, Images] = {}  # of the task that is being loaded
+        self._opened: dict[str, SourceImages] = {}  # of the task that is being loaded
 
     @abstractmethod
     def parts(self, task: str) -> dict[str, Part]:
@@ -108,8 +111,15 @@ class ImageDataModule(TaskDataModule):
             self._notes.clear()
         self.image_transform = transform
 
+    def setup(self, stage: str | None = None) -> None:
+        """Load every task, and decode the pictures that ``stage`` needs."""
+        super().setup(stage)
+        for task in self.tasks:
+            for split in _NEEDED.get(stage, ()):
+                self.split(task.name, split).images.prepare()
+
     def load(self, task: str) -> dict[str, ImageSplit]:
-        """Return the splits of ``task``, their pictures decoded or found in the cache."""
+        """Return the splits of ``task``; no picture is decoded yet."""
         self._opened.clear()
         parts = self.parts(task)
         splits: dict[str, ImageSplit] = {}
@@ -126,13 +136,13 @@ class ImageDataModule(TaskDataModule):
         self._opened.clear()
         return splits
 
-    def open_images(self, source: ImageSource, owner: str) -> Images:
+    def open_images(self, source: ImageSource, owner: str) -> SourceImages:
         """Return the pictures of ``source`` as the model takes them; ``owner`` is what messages call its user."""
         if source.stamp not in self._opened:
             self._opened[source.stamp] = self._open(source, owner)
         return self._opened[source.stamp]
 
-    def _open(self, source: ImageSource, owner: str) -> Images:
+    def _open(self, source: ImageSource, owner: str) -> SourceImages:
         quiet = self.trainer is not None and self.trainer.progress_bar_callback is None
         cache = ImageCache(int(self.image_cache_gb * 1e9), quiet=quiet)
         return cache.open(source, self.image_transform, owner)

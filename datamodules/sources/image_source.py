@@ -15,6 +15,10 @@ from mergers.errors import SheetbendError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 
+def _nothing() -> None:
+    """Release what holds no memory."""
+
+
 @dataclass(frozen=True)
 class ImageSource:
     """The pictures and labels of one split of one source; a picture is read when it is asked for.
@@ -25,6 +29,7 @@ class ImageSource:
         labels: int64 (N,), positions in ``class_names``, or the source's numbers where it has no names for them.
         class_names: the classes as the source calls them; none: it has numbers only.
         stamp: changes when the pictures do; for caches, so it must be found without reading them.
+        release: gives back the memory of what was read; pictures can still be asked for.
 
     Raises:
         SheetbendError: a label is outside the range.
@@ -35,6 +40,7 @@ class ImageSource:
     labels: np.ndarray
     class_names: tuple[str, ...] | None
     stamp: str
+    release: Callable[[], None] = _nothing
 
     def __post_init__(self) -> None:
         count = np.inf if self.class_names is None else len(self.class_names)
@@ -81,7 +87,8 @@ def source_of_arrays(
         SheetbendError: a file is not there, or a label is outside the range.
     """
     array, stamp = _Array(load, str(files[0])), f"{_stamp(files)}\x1f{part}"
-    return ImageSource(array.raw, array.where, np.asarray(labels).astype(np.int64), tuple(class_names), stamp)
+    labels = np.asarray(labels).astype(np.int64)
+    return ImageSource(array.raw, array.where, labels, tuple(class_names), stamp, array.release)
 
 
 # Classes, not closures: a source goes to worker processes.
@@ -106,7 +113,10 @@ class _Array:
         with self._lock:
             if self._pictures is None:
                 self._pictures = self.load()
-        return self._pictures[i]
+            return self._pictures[i]
+
+    def release(self) -> None:
+        self._pictures = None
 
     def where(self, i: int) -> str:
         return f"picture {i} of {self.name}"

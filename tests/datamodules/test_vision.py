@@ -3,6 +3,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from datamodules.image_cache import ImageCache, MappedImages
 from datamodules.images import ImageTransform, open_image
 from datamodules.quickstart import FASHION_MNIST
 from datamodules.vision import VisionDataModule
@@ -159,7 +160,7 @@ def test_the_cache_and_workers_change_nothing(tmp_path, monkeypatch):
         for (task, inputs, labels), (other_task, other_inputs, other_labels) in zip(seen, other, strict=True):
             assert task == other_task and (inputs == other_inputs).all() and (labels == other_labels).all()
         assert cache_folder("images").exists() == bool(cache_gb)
-    assert len([path for path in cache_folder("images").iterdir() if path.is_dir()]) == 4
+    assert len(ImageCache(10**9).entries()) == 4
 
 
 def test_prepare_learns_what_is_read(tmp_path):
@@ -266,9 +267,23 @@ def test_a_model_for_texts_is_refused():
 def test_twenty_tasks_hold_no_pictures_in_memory(tmp_path):
     mnist(tmp_path)
     split = datamodule_of("mnist", root=str(tmp_path)).split("mnist", "train")
-    assert isinstance(split.images._pixels, np.memmap)
-    assert not hasattr(split.images, "source")
-    assert split.images.folder.is_dir()
+    mapped = split.images.prepare()
+    assert isinstance(mapped, MappedImages) and mapped.folder.is_dir()
+    assert split.images._source is None
+
+
+def test_a_stage_decodes_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHEETBEND_CACHE", str(tmp_path / "cache"))
+    mnist(tmp_path)
+    datamodule = VisionDataModule(["mnist"], str(tmp_path))
+    cache = ImageCache(10**9)
+    for stage, entries in ((None, 0), ("test", 1), ("validate", 1), ("fit", 2)):
+        datamodule.setup(stage)
+        assert len(cache.entries()) == entries
+    assert cache.clear() == []  # all in use
+    del datamodule
+    assert len(cache.clear()) == 2
+    assert not any(path.is_file() and path.suffix != ".lock" for path in cache.folder.rglob("*"))
 
 
 @pytest.mark.slow
