@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from mergers import SheetbendError
@@ -65,6 +66,24 @@ def load_pretrained(loader: Callable[..., Any], name: str, **options: Any) -> An
             f"backbone {name!r} could not be loaded{offline}: {first_line}; give a model folder, or download it first "
             f"with `hf download {name}`"
         ) from None
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load the tokenizer of the model ``name``; one without a pad token pads with its end-of-sequence token."""
+    try:
+        tokenizer = load_pretrained(AutoTokenizer.from_pretrained, name)
+    except (ValueError, KeyError) as error:  # transformers says so of a folder with a model alone
+        if isinstance(error, SheetbendError):
+            raise
+        reason = " ".join(str(error).split())[:120]
+        raise SheetbendError(f"backbone {name!r} has no tokenizer ({reason}); save one in its folder") from None
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise SheetbendError(
+                f"backbone {name!r}: its tokenizer has neither a pad nor an end-of-sequence token; save it with one"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 @contextlib.contextmanager

@@ -50,7 +50,9 @@ class LoRATasks(VariantTester):
         patience: validations in a row without a gain of ``min_delta`` after which a task stops; none: never.
         min_delta: gain in the validation score (accuracy, a fraction) that counts for ``patience``.
         adapters: adapters to start from instead of fresh ones: a folder with one PEFT folder a task in it, or a map
-            from task name to PEFT folder. ``validate`` and ``test`` look in the run folder where none is given.
+            from task name to PEFT folder; hub ids do too, and ``{task}`` in a name stands for the task's. A full
+            checkpoint is tested and merged as its difference from the backbone, but not trained. ``validate`` and
+            ``test`` look in the run folder where none is given.
         dtype: of the frozen backbone's weights; adapters and heads are trained in float32.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them: about a third
             more time, far less memory.
@@ -110,6 +112,9 @@ class LoRATasks(VariantTester):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.strict_loading = False  # checkpoints hold the adapters, not the frozen base
 
+        self.head_name: str | None = None  # of the backbone's own head, where each task has one like it
+        self.given_heads: dict[str, dict[str, Tensor]] = {}
+        self.data: Any = None
         self.progress: dict[str, TaskProgress] = {}
         self.best: dict[str, dict[str, Tensor]] = {}
         self.improved: tuple[str, ...] = ()
@@ -153,16 +158,21 @@ class LoRATasks(VariantTester):
     def configure_model(self) -> None:
         """Build backbone, adapters, heads and metrics for the datamodule's tasks; Lightning calls it."""
         if self.model is None:
-            self.build(self.trainer.datamodule.tasks, fresh=self.trainer.state.fn == "fit")
+            data = self.trainer.datamodule
+            self.build(data.tasks, fresh=self.trainer.state.fn == "fit", data=data)
 
-    def build(self, tasks: Sequence[Any], fresh: bool = True, run_folder: str | Path | None = None) -> None:
+    def build(
+        self, tasks: Sequence[Any], fresh: bool = True, run_folder: str | Path | None = None, data: Any = None
+    ) -> None:
         """Build everything for ``tasks``.
 
         Args:
             tasks: the tasks, each with a ``name``.
             fresh: start from new adapters where none are given; else they must exist.
             run_folder: where ``adapters/<task>`` is looked for if not fresh; the trainer's folder by default.
+            data: the datamodule, after its ``setup``, for heads that are made of training examples.
         """
+        self.data = data
         names = [task.name for task in tasks]
         unknown = [name for name in self.lora.r if name not in names] if isinstance(self.lora.r, dict) else []
         if unknown:
@@ -176,7 +186,13 @@ class LoRATasks(VariantTester):
             configs = {name: self.lora.config(name, self.base_name) for name in names}
             self.model = wrap(backbone, configs, self.seed)
         else:
-            self.model = install_adapters(backbone, folders, self.base_name)
+            installed = install_adapters(backbone, folders, self.base_name, self.head_name)
+            self.model, self.donors, self.given_heads = installed.model, installed.donors, installed.heads
+            if fresh and self.donors.adapters:
+                raise SheetbendError(
+                    f"adapters of {', '.join(self.donors.adapters)} are full checkpoints, which can be tested and "
+                    "merged but not trained; leave them out of this fit"
+                )
         if self.gradient_checkpointing:
             self._checkpoint_activations()
         self.tasks = tuple(tasks)
@@ -300,7 +316,11 @@ class LoRATasks(VariantTester):
 
     def adapters(self) -> list[Adapter]:
         """Copy every task's adapter as it stands, on CPU in float32, in the order of the tasks."""
-        return [live_adapter(self.model, name, self.base_name) for name in self.task_names]
+        donors = self.donors.adapters
+        return [
+            donors[name] if name in donors else live_adapter(self.model, name, self.base_name)
+            for name in self.task_names
+        ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the adapters, their best states and each task's progress; the frozen base is left out."""

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from peft import PeftModel
 from torch import Tensor
 
+from lightning_modules.full_checkpoints import Donors, Unadapted
 from lightning_modules.metrics import Meter
 from lightning_modules.scores import Score, headline_scores, headlines
 from lightning_modules.variants import FINETUNED, PRETRAINED, Variant, finetuned, merged_variant, pretrained, replaced
@@ -27,7 +28,8 @@ class VariantTester(LightningModule, ABC):
     def __init__(self, merged_weights: Literal["auto", "dense", "branch"] = "auto"):
         super().__init__()
         self.merged_weights = merged_weights
-        self.model: PeftModel | None = None
+        self.model: PeftModel | Unadapted | None = None
+        self.donors = Donors()
         self.tasks: tuple[Any, ...] = ()
         self.variants: dict[str, Variant] = {FINETUNED: finetuned()}
         self.evaluator: Meter | None = None
@@ -80,6 +82,8 @@ class VariantTester(LightningModule, ABC):
     @contextlib.contextmanager
     def using(self, variant: Variant, task: str) -> Iterator[None]:
         """Let the backbone run as ``variant``, on examples of ``task``."""
+        if variant.own_adapter and task in self.donors.adapters:
+            variant = self.donors.variant(task, self.model, any(one.ensemble for one in self.variants.values()))
         if variant.own_adapter:
             self.activate(task)
             yield
@@ -106,8 +110,8 @@ class VariantTester(LightningModule, ABC):
     def _evaluate_ensemble(self, name: str, batch: Any) -> None:
         largest: dict[str, Tensor] = {}
         for task in self.task_names:
-            self.activate(task)
-            for space, logits in self.joint_logits(self(batch.inputs)).items():
+            features = self.features_of(finetuned(), batch.inputs, task)
+            for space, logits in self.joint_logits(features).items():
                 largest[space] = torch.maximum(largest[space], logits) if space in largest else logits
         self.evaluator.update(name, batch.task, None, largest, batch.labels)
 
@@ -132,11 +136,13 @@ class VariantTester(LightningModule, ABC):
     def on_validation_epoch_end(self) -> None:
         """Note what was measured."""
         self._scores = self.evaluator.scores()
+        self.donors.release()
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
         """Note what was measured."""
         self._scores = self.evaluator.scores()
+        self.donors.release()
         self._log_scores("test")
 
     def _log_scores(self, stage: str) -> None:

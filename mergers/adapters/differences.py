@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mergers.adapters.common import facts_without_config
-from mergers.adapters.files import is_file, read_json, reading
+from mergers.adapters.files import is_file, plain_tensor, read_json, read_pickle, reading
 from mergers.adapters.hub import fetch, is_hub_id, repository_name
 from mergers.adapters.kinds import Kind
 from mergers.adapters.names import listed, module_name, require_module_name
@@ -19,7 +19,10 @@ from mergers.updates import Adapter, DenseUpdate, Update
 
 _INDEX_FILE = "model.safetensors.index.json"
 _SINGLE_FILE = "model.safetensors"
-_FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_PICKLED_FILE = "pytorch_model.bin"
+_PICKLES = (".pt", ".pth", ".bin")
+#: The floating dtypes of safetensors that can be merged, by torch's names.
+FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,34 @@ class Stored:
 
 
 @dataclass(frozen=True, eq=False)
+class Held:
+    """A tensor in memory, or mapped from a file of ``torch.save``, with the face of `Stored`.
+
+    Attributes:
+        tensor: Its values; not copied.
+    """
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> str:
+        """The tensor's dtype in the words of safetensors, such as ``BF16``; other than floating ones in torch's."""
+        name = str(self.tensor.dtype).removeprefix("torch.")
+        return next((word for word, floating in FLOATING.items() if floating == name), name)
+
+    def read(self, rows: slice | None = None) -> Tensor:
+        """Return the tensor, or some of its rows."""
+        return self.tensor.detach() if rows is None else self.tensor.detach()[rows]
+
+
+@dataclass(frozen=True, eq=False)
 class DifferenceUpdate(Update):
-    """finetuned - base of one parameter, read from both files when it is used and not kept.
+    """finetuned - base of one parameter, read from both places when it is used and not kept.
 
     Attributes:
         finetuned: The tensor after training.
@@ -56,8 +85,8 @@ class DifferenceUpdate(Update):
         device: Where the difference is computed.
     """
 
-    finetuned: Stored
-    base: Stored
+    finetuned: Stored | Held
+    base: Stored | Held
     label: str
     factor: float = 1.0
     device: torch.device | str = "cpu"
@@ -147,8 +176,9 @@ def load_difference(
     both checkpoints have them with other values.
 
     Args:
-        finetuned: Folder of ``model.safetensors`` or its shards with their index, a single ``.safetensors`` file, or
-            a hub id.
+        finetuned: Folder of ``model.safetensors``, of its shards with their index or of ``pytorch_model.bin``; a
+            single ``.safetensors`` file; a state dict that ``torch.save`` wrote (``.pt``, ``.pth``, ``.bin``), read
+            with weights_only; or a hub id.
         base: The checkpoint that training began from, likewise.
         name: Name of the task; the folder's or file's own name if not given.
         modules: Ends of the names to keep, whole parts of them: ``["q_proj", "norm.bias"]``; all if not given.
@@ -170,7 +200,7 @@ def load_difference(
     updates: dict[str, Update] = {}
     kinds: dict[str, Kind] = {}
     for key, stored in before.items():
-        if stored.dtype in _FLOATING:
+        if stored.dtype in FLOATING:
             module = module_name(key)
             if module:
                 require_module_name(module, label)
@@ -180,7 +210,7 @@ def load_difference(
             kinds[module] = _kind(key, stored.shape, linear)
     if not updates:
         raise SheetbendError(f"{label} has no floating tensor to compare with {base}; give two full checkpoints")
-    dtypes = (_FLOATING[stored.dtype] for stored in after.values() if stored.dtype in _FLOATING)
+    dtypes = (FLOATING[stored.dtype] for stored in after.values() if stored.dtype in FLOATING)
     metadata = facts_without_config(dtypes, kinds, label)
     return Adapter(updates, name=name or _own_name(finetuned), base_model=str(base), metadata=metadata)
 
@@ -190,7 +220,7 @@ def _own_name(source: str | Path) -> str:
     if is_hub_id(source):
         return repository_name(str(source))
     path = Path(source)
-    return path.stem if path.suffix == ".safetensors" else path.resolve().name
+    return path.stem if path.suffix in (".safetensors", *_PICKLES) else path.resolve().name
 
 
 def _kind(key: str, shape: tuple[int, ...], linear: bool) -> Kind:
@@ -202,36 +232,63 @@ def _kind(key: str, shape: tuple[int, ...], linear: bool) -> Kind:
     return "linear" if linear and len(shape) == 2 and key.endswith("weight") else "parameter"
 
 
-def stored_tensors(source: str | Path) -> dict[str, Stored]:
-    """Return the tensors of a checkpoint by name, from its headers alone."""
-    files = ("model*.safetensors", _INDEX_FILE)
-    path = fetch(str(source), files) if is_hub_id(source) else Path(source)
+def stored_tensors(source: str | Path) -> dict[str, Stored | Held]:
+    """Return the tensors of a checkpoint by name; values are read when they are used.
+
+    Args:
+        source: As for `load_difference`.
+
+    Raises:
+        SheetbendError: It is no full checkpoint, or a file of ``torch.save`` that holds more than tensors.
+    """
+    path = Path(source)
+    if is_hub_id(source):
+        path = fetch(str(source), ("model*.safetensors", _INDEX_FILE))
+        if not (is_file(path / _SINGLE_FILE) or is_file(path / _INDEX_FILE)):
+            path = fetch(str(source), (_PICKLED_FILE,))
     if path.suffix == ".safetensors" and is_file(path):
         return _header(path)
+    if path.suffix in _PICKLES and is_file(path):
+        return _pickled(path)
     if is_file(path / _INDEX_FILE):
         return _sharded(path)
     if is_file(path / _SINGLE_FILE):
         return _header(path / _SINGLE_FILE)
+    if is_file(path / _PICKLED_FILE):
+        return _pickled(path / _PICKLED_FILE)
     if is_file(path / "adapter_config.json"):
         raise SheetbendError(f"{source} is an adapter, not a full checkpoint; load it as an adapter")
     problem = f"has neither {_SINGLE_FILE} nor {_INDEX_FILE}" if path.is_dir() else "does not exist"
     raise SheetbendError(f"{source} is no full checkpoint: it {problem}; save the model as safetensors")
 
 
-def _header(path: Path) -> dict[str, Stored]:
+def _pickled(path: Path) -> dict[str, Stored | Held]:
+    """Return the tensors of a state dict that ``torch.save`` wrote."""
+    tensors: dict[str, Stored | Held] = {}
+    for key, value in read_pickle(path).items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise SheetbendError(
+                f"{path} holds {str(key)[:80]!r}, a {type(value).__name__} instead of a tensor; save the state dict "
+                "alone, torch.save(model.state_dict(), path), or as safetensors"
+            )
+        tensors[key] = Held(plain_tensor(value, key, path))
+    return tensors
+
+
+def _header(path: Path) -> dict[str, Stored | Held]:
     """Return the tensors of one file."""
     with reading(path), safe_open(path, framework="pt") as file:
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
         return {key: Stored(path, key, tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
 
 
-def _sharded(folder: Path) -> dict[str, Stored]:
+def _sharded(folder: Path) -> dict[str, Stored | Held]:
     """Return the tensors that the index of ``folder`` lists, each from its own shard."""
     index = folder / _INDEX_FILE
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
         raise SheetbendError(f"{index} has no weight_map from tensor to file; download it again")
-    shards: dict[str, dict[str, Stored]] = {}
+    shards: dict[str, dict[str, Stored | Held]] = {}
     tensors = {}
     for key, shard in places.items():
         if shard not in shards:
@@ -245,8 +302,8 @@ def _sharded(folder: Path) -> dict[str, Stored]:
 
 
 def _restricted(
-    after: dict[str, Stored], before: dict[str, Stored], modules: Sequence[str], label: str
-) -> tuple[dict[str, Stored], dict[str, Stored]]:
+    after: dict[str, Stored | Held], before: dict[str, Stored | Held], modules: Sequence[str], label: str
+) -> tuple[dict[str, Stored | Held], dict[str, Stored | Held]]:
     """Return the tensors whose module names end like one of ``modules``."""
 
     def fits(key: str, end: str) -> bool:
@@ -258,20 +315,20 @@ def _restricted(
             parts = sorted({module_name(key).rpartition(".")[2] for key in after})
             raise SheetbendError(f"modules names {end!r}, but {label} has no such tensor{did_you_mean(end, parts)}")
 
-    def kept(tensors: dict[str, Stored]) -> dict[str, Stored]:
+    def kept(tensors: dict[str, Stored | Held]) -> dict[str, Stored | Held]:
         return {key: stored for key, stored in tensors.items() if any(fits(key, end) for end in modules)}
 
     return kept(after), kept(before)
 
 
-def _check_pair(after: dict[str, Stored], before: dict[str, Stored], label: str, base_label: str) -> None:
+def _check_pair(after: dict[str, Stored | Held], before: dict[str, Stored | Held], label: str, base_label: str) -> None:
     """Raise unless both checkpoints have the same floating tensors and equal others, listing what differs."""
     way_out = "both must be checkpoints of one model (modules=[...] takes only some of it)"
     for holder, lacker, holder_label, lacker_label in (
         (before, after, base_label, label),
         (after, before, label, base_label),
     ):
-        missing = [key for key, stored in holder.items() if key not in lacker and stored.dtype in _FLOATING]
+        missing = [key for key, stored in holder.items() if key not in lacker and stored.dtype in FLOATING]
         if missing:
             raise SheetbendError(f"{lacker_label} has no {listed(missing)}, but {holder_label} has; {way_out}")
     both = {key: (stored, before[key]) for key, stored in after.items() if key in before}
@@ -281,22 +338,20 @@ def _check_pair(after: dict[str, Stored], before: dict[str, Stored], label: str,
     odd = [
         f"{key} {one.dtype}/{two.dtype}"
         for key, (one, two) in both.items()
-        if (one.dtype in _FLOATING) != (two.dtype in _FLOATING) or "F8" in one.dtype + two.dtype
+        if (one.dtype in FLOATING) != (two.dtype in FLOATING) or "F8" in one.dtype + two.dtype
     ]
     if odd:
         raise SheetbendError(
             f"{label} and {base_label} store {listed(odd, 4)}; give checkpoints in float32, bfloat16 or float16"
         )
     changed = [
-        key
-        for key, (one, two) in both.items()
-        if one.dtype not in _FLOATING and not torch.equal(one.read(), two.read())
+        key for key, (one, two) in both.items() if one.dtype not in FLOATING and not torch.equal(one.read(), two.read())
     ]
     if changed:
         raise SheetbendError(
             f"{label} has other {listed(changed)} than {base_label}; tensors of integers cannot be merged, leave them "
             "out with modules=[...]"
         )
-    empty = [key for key, (one, _) in both.items() if 0 in one.shape and one.dtype in _FLOATING]
+    empty = [key for key, (one, _) in both.items() if 0 in one.shape and one.dtype in FLOATING]
     if empty:
         raise SheetbendError(f"{label} has empty tensors: {listed(empty)}; save it again from gathered weights")

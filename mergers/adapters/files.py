@@ -72,8 +72,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
 
 
-def own_copy(tensor: Tensor, key: str, path: Path) -> Tensor:
-    """Return a copy of a tensor of `read_pickle`, which no longer depends on the file.
+def plain_tensor(tensor: Tensor, key: str, path: Path) -> Tensor:
+    """Return a tensor of `read_pickle` if its values can be trusted to be there.
 
     Raises:
         SheetbendError: It is sparse, quantised or without values, or claims more entries than the file holds.
@@ -81,7 +81,12 @@ def own_copy(tensor: Tensor, key: str, path: Path) -> Tensor:
     plain = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
     if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
         raise SheetbendError(f"{path}: {key[:200]!r} is no plain tensor; save it dense and contiguous")
-    return tensor.detach().clone()
+    return tensor.detach()
+
+
+def own_copy(tensor: Tensor, key: str, path: Path) -> Tensor:
+    """Return a copy of a tensor of `read_pickle`, which no longer depends on the file; see `plain_tensor`."""
+    return plain_tensor(tensor, key, path).clone()
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
@@ -101,7 +106,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
         except Exception as error:  # what a damaged pickle raises is anyone's guess
             raise SheetbendError(
                 f"{path} holds more than tensors, or is damaged ({type(error).__name__}); nothing in it is run: save "
-                "the state dict where it was made, torch.save(model.state_dict(), path), or as safetensors"
+                "the state dict where it was made, torch.save(model.state_dict(), path), or as safetensors (of Task "
+                "Arithmetic's pickled models the hub has tanganke/clip-vit-*)"
             ) from None
     if not isinstance(content, dict):
         raise SheetbendError(
