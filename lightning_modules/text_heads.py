@@ -4,16 +4,13 @@ A class vector is the mean of the normalised embeddings of its prompts, normalis
 (Radford et al., 2021, arXiv 2103.00020, section 3.1.4).
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mergers.files import atomic_write, cache_folder
+from lightning_modules.vector_cache import cached_vectors
 
 TextEncoder = Callable[[list[str]], Tensor]
 
@@ -56,15 +53,4 @@ def cached_class_vectors(
         model_key: hash of the text tower and its tokenizer.
         make_encoder: loads the text tower; called only when the vectors are not cached.
     """
-    key = hashlib.sha256(json.dumps([model_key, prompts]).encode()).hexdigest()[:32]
-    path = cache_folder("heads") / f"{key}.safetensors"
-    try:
-        return load_file(path)["class_vectors"]
-    except Exception:  # absent, or damaged: it is only a cache, and is made anew
-        vectors = class_vectors(prompts, make_encoder())
-    try:
-        with atomic_write(path) as temporary:
-            save_file({"class_vectors": vectors.contiguous()}, temporary)
-    except OSError:
-        pass  # a home folder that can't be written costs time, not the run
-    return vectors
+    return cached_vectors([model_key, prompts], lambda: class_vectors(prompts, make_encoder()))
