@@ -8,102 +8,23 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
 import torch
-from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from datamodules.images import ImageTransform, Raw, open_image
+from datamodules.decoding import KEY_BYTES, DecodedImages, Images, decode, in_parallel, read_keys
+from datamodules.images import ImageTransform
 from datamodules.sources.image_source import ImageSource
-from mergers.errors import SheetbendError
 from mergers.files import atomic_folder, atomic_write, cache_folder
 
 _FORMAT = "1"
-_BLOCK = 512  # pictures that are decoded at once, so that memory stays bounded
-_KEY_BYTES = 32
 _WAIT = 0.2  # seconds between looks at an entry that another process is filling
-
-
-class PictureError(SheetbendError):
-    """A picture that cannot be read; one line also where it comes out of a worker process.
-
-    There torch makes the message the text of the traceback, whose last line is what was said.
-    """
-
-    def __init__(self, message: str):
-        last = message.strip().splitlines()[-1]
-        super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))
-
-
-class Images(Protocol):
-    """Pictures of one size by number, wherever they come from."""
-
-    def take(self, rows: Sequence[int] | Tensor) -> Tensor:
-        """Return uint8 (B, 3, S, S)."""
-
-
-def key_of(raw: Raw) -> bytes:
-    """Return the key of a picture: sha256 of its bytes as they stand in the source.
-
-    The bytes, not the pixels: no decoding is needed, and another version of a JPEG decoder leaves the keys, and
-    with them the fingerprints of splits, as they were. A picture that was encoded twice has two keys.
-    """
-    if isinstance(raw, bytes):
-        return hashlib.sha256(raw).digest()
-    return hashlib.sha256(repr(raw.shape).encode() + raw.tobytes()).digest()
-
-
-def decode(source: ImageSource, row: int, raw: Raw, transform: ImageTransform, owner: str) -> np.ndarray:
-    """Return picture number ``row``, uint8 (3, S, S).
-
-    Raises:
-        SheetbendError: it cannot be decoded.
-    """
-    with _readable(source, row, owner):
-        return transform(open_image(raw))
-
-
-@contextlib.contextmanager
-def _readable(source: ImageSource, row: int, owner: str) -> Iterator[None]:
-    # Pillow's plugins raise what they like for bytes that are no picture.
-    try:
-        yield
-    except SheetbendError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        reason = reason.split(" <_io.BytesIO")[0]
-        raise PictureError(
-            f"{owner}: {source.where(row)} cannot be decoded as a picture ({reason}); replace the file, or take it out"
-        ) from None
-
-
-class DecodedImages:
-    """Pictures that are decoded whenever they are asked for.
-
-    Args:
-        source: the pictures.
-        transform: what is done to each.
-        owner: what messages call the source's user: its task and split.
-    """
-
-    def __init__(self, source: ImageSource, transform: ImageTransform, owner: str):
-        self.source, self.transform, self.owner = source, transform, owner
-
-    def take(self, rows: Sequence[int] | Tensor) -> Tensor:
-        """Return uint8 (B, 3, S, S)."""
-        numbers = [int(row) for row in rows]
-        pictures = (decode(self.source, row, self.source.raw(row), self.transform, self.owner) for row in numbers)
-        return torch.from_numpy(np.stack(list(pictures)))
 
 
 class MappedImages:
@@ -216,19 +137,10 @@ class ImageCache:
         path = self.folder / "keys" / f"{_hash_of(source.stamp, len(source))}.npy"
         with contextlib.suppress(OSError, ValueError):
             found = np.load(path)
-            if found.shape == (len(source), _KEY_BYTES) and found.dtype == np.uint8:
+            if found.shape == (len(source), KEY_BYTES) and found.dtype == np.uint8:
                 return found
 
-        def look_at(row: int) -> bytes:
-            raw = source.raw(row)
-            if isinstance(raw, bytes):
-                with _readable(source, row, owner):
-                    _probe(raw)
-            return key_of(raw)
-
-        found = np.empty((len(source), _KEY_BYTES), np.uint8)
-        for row, key in enumerate(_parallel(look_at, len(source), f"{owner}: reading", self.quiet)):
-            found[row] = np.frombuffer(key, np.uint8)
+        found = read_keys(source, owner, self.quiet)
         source.release()
         if self.max_bytes:
             try:
@@ -360,7 +272,7 @@ class ImageCache:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             file.flush()
             _reserve(file.fileno(), file.tell(), int(np.prod(shape)))
-            for pixels in _parallel(work, len(source), f"{owner}: decoding", self.quiet):
+            for pixels in in_parallel(work, len(source), f"{owner}: decoding", self.quiet):
                 file.write(pixels.data)
             file.flush()
             os.fsync(file.fileno())  # after a loss of power, a renamed folder must not hold zeros
@@ -406,28 +318,3 @@ def _reserve(descriptor: int, start: int, size: int) -> None:
     """Take the space of a file at once: a disk that is too full says so now, and other processes count it."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, start, size)
-
-
-def _probe(raw: bytes) -> None:
-    """Raise if the bytes do not begin like a picture; reads no pixels."""
-    import io
-
-    Image.open(io.BytesIO(raw)).close()
-
-
-def _parallel(function: Any, count: int, doing: str, quiet: bool) -> Iterator[Any]:
-    """Yield ``function(row)`` for each row in order, on as many threads as there are cores (Pillow frees the lock)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    screen = Console(stderr=True)
-    if not quiet and not screen.is_terminal:
-        print(f"{doing} {count} pictures", file=sys.stderr, flush=True)
-    hidden = quiet or not screen.is_terminal
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with (
-        Progress(*columns, console=screen, transient=True, disable=hidden) as bar,
-        ThreadPoolExecutor(cores) as pool,
-    ):
-        shown = bar.add_task(doing, total=count)
-        for start in range(0, count, _BLOCK):
-            yield from pool.map(function, range(start, min(start + _BLOCK, count)))
-            bar.advance(shown, min(_BLOCK, count - start))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.image_cache import DecodedImages, ImageCache, MappedImages, key_of
+from datamodules.decoding import DecodedImages, key_of
+from datamodules.image_cache import ImageCache, MappedImages
 from datamodules.images import ImageTransform, open_image
 from datamodules.sources.image_source import source_of_arrays, source_of_files
 from mergers import SheetbendError
@@ -57,7 +58,7 @@ def test_pictures_are_those_that_decoding_each_time_gives(folder, paths):
 
 def test_a_warm_cache_decodes_nothing(folder, paths, monkeypatch):
     cache(folder).open(source_of(paths), TRANSFORM, "x").prepare()
-    monkeypatch.setattr("datamodules.image_cache.open_image", None)
+    monkeypatch.setattr("datamodules.decoding.open_image", None)
     monkeypatch.setattr("pathlib.Path.read_bytes", None)
     assert cache(folder).open(source_of(paths), TRANSFORM, "x").take([5]).shape == (1, 3, 6, 6)
 
@@ -144,7 +145,7 @@ from pathlib import Path
 from datamodules.image_cache import ImageCache
 from datamodules.images import ImageTransform, open_image
 from datamodules.sources.image_source import source_of_files
-import datamodules.image_cache as module
+import datamodules.decoding as module
 
 def slow(raw):
     Path(sys.argv[2]).touch()
