@@ -4,6 +4,8 @@ from lightning_modules.base import LoRATasks
 from lightning_modules.image_classifier import ImageClassifier
 from lightning_modules.lora import LoRA
 from lightning_modules.scores import Score
+from lightning_modules.sequence_classifier import SequenceClassifier
+from lightning_modules.text_generator import TextGenerator
 from lightning_modules.variants import Variant
 
-__all__ = ["ImageClassifier", "LoRA", "LoRATasks", "Score", "Variant"]
+__all__ = ["ImageClassifier", "LoRA", "LoRATasks", "Score", "SequenceClassifier", "TextGenerator", "Variant"]
