@@ -352,7 +352,7 @@ def test_shared_classes_have_the_prompts_of_all_their_tasks(tiny_clip):
     assert joint.columns["hue"] == joint.columns["tint"] == (0, 1, 2)
     assert joint.columns["shade"] == (3, 4)
     torch.testing.assert_close(model.joint_head[3:], model.head_shade)
-    encode = model._load_text_encoder()
+    encode = model.source.text_encoder()
     texts = encode(["a photo of green.", "a green photo.", "green"])
     mean = torch.nn.functional.normalize(texts, dim=-1).mean(0)
     torch.testing.assert_close(model.joint_head[1], mean / mean.norm())
