@@ -1,6 +1,7 @@
 """Tasks answered in words: the 46 of STAR (Lee et al., 2025, arXiv 2502.10339), and one's own."""
 
 import hashlib
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -208,8 +209,17 @@ class GenerationDataModule(TaskDataModule):
         """Take the tokenizer of ``module``, its architecture (seq2seq or causal) and its limit of length.
 
         Raises:
-            SheetbendError: the tokenizer cannot write the prompts or end the answers of a task.
+            SheetbendError: the model generates no text, or its tokenizer cannot write the prompts or end the answers of
+                a task.
         """
+        if not hasattr(module, "architecture"):
+            raise SheetbendError(
+                f"{type(self).__name__} asks for answers in words, which {type(module).__name__} does not give; choose "
+                "TextGenerator"
+            )
+        if self.num_workers:
+            # Workers are forked from a process that has tokenised, and tokenise themselves.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         for task in self.tasks:
             chat = task.chat if self.chat is None else self.chat
             try:
@@ -221,6 +231,8 @@ class GenerationDataModule(TaskDataModule):
 
     def load(self, task: str) -> dict[str, GenerationSplit]:
         """Return the splits of one task; after `attach`."""
+        if task not in self._tokens:
+            raise SheetbendError(f"task {task}: prompts need the tokenizer of a model; call attach(model) before setup")
         examples = self.examples(task)
         splits = {name: GenerationSplit(examples[name], self._tokens[task], name == "train") for name in SPLITS}
         for name in ("val", "test"):

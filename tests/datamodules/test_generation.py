@@ -319,8 +319,12 @@ def test_a_hub_that_cannot_be_reached_is_one_line():
     assert "\n" not in str(error.value)
 
 
-def test_tokenizers_that_cannot_chat_or_end_are_refused():
+def test_models_and_tokenizers_that_cannot_answer_are_refused():
     data = GenerationDataModule(["rte"], family="llama_instruct")
+    with pytest.raises(SheetbendError, match="answers in words, which object does not give; choose TextGenerator"):
+        data.attach(object())
+    with pytest.raises(SheetbendError, match=r"call attach\(model\) before setup"):
+        data.setup()
     with pytest.raises(SheetbendError, match=r"task rte: tokenizer .*: it has no chat template"):
         data.attach(prepared(word_tokenizer(["a"], chat=False), "causal"))
     endless = word_tokenizer(["a"])

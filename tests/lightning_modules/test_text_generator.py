@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from callbacks.adapter_checkpoint import AdapterCheckpoint
 from callbacks.merge import MergeCallback
 from datamodules.generation import GenerationDataModule
+from launch.cli import main
 from lightning_modules.answers import read_answer
 from lightning_modules.lora import LoRA
 from lightning_modules.text_generator import TextGenerator, greedy
@@ -223,6 +224,40 @@ def test_a_tokenizer_without_a_pad_token_pads_with_the_end(run, tmp_path):
     model = TextGenerator(str(tmp_path), LoRA(target_modules=["q"]))
     assert model.tokenizer.pad_token_id == model.tokenizer.eos_token_id == 2
     assert model.architecture == run.architecture
+
+
+OWN = """
+seed_everything: 0
+model:
+  class_path: lightning_modules.TextGenerator
+  init_args: {{backbone: {backbone}, lora: {{r: 4, target_modules: {targets}}}}}
+data:
+  class_path: datamodules.GenerationDataModule
+  init_args:
+    tasks: [shade]
+    own_tasks:
+      - {{name: shade, path: {table}, prompt: "How fine is {{thing}}?", answer: score, scoring: number,
+         splits: {{train: train}}, test_fraction: 0.25}}
+trainer:
+  accelerator: cpu
+  max_epochs: 1
+  default_root_dir: {folder}
+  callbacks:
+    - {{class_path: callbacks.MergeCallback, init_args: {{mergers: {{mean: task-arithmetic}}}}}}
+    - class_path: callbacks.ResultsCallback
+    - class_path: callbacks.AdapterCheckpoint
+"""
+
+
+def test_own_questions_by_yaml_alone(tmp_path):
+    backbone = save_tiny_t5(tmp_path / "tiny", ["How fine is story ? 0 1 2 3 4 ."])
+    (tmp_path / "shade.csv").write_text("thing,score\n" + "".join(f"story {i},{i % 5}\n" for i in range(40)))
+    names = {"backbone": backbone, "targets": ["q", "v"], "table": tmp_path / "shade.csv"}
+    (tmp_path / "own.yaml").write_text(OWN.format(folder=tmp_path / "run", **names))
+    main(["fit", "--config", str(tmp_path / "own.yaml")])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "spearman" in json.dumps(results)
+    assert len((tmp_path / "run" / "answers.jsonl").read_text().splitlines()) == 10 * 3
 
 
 def test_an_ensemble_and_a_model_without_words_are_refused(run, tiny_clip):
