@@ -109,6 +109,7 @@ class ImageDataModule(TaskDataModule):
         if transform != self.image_transform:  # what another model was given does not fit this one
             self._splits.clear()
             self._notes.clear()
+            self._deviations.clear()
         self.image_transform = transform
 
     def setup(self, stage: str | None = None) -> None:

@@ -137,7 +137,7 @@ def _run(words: list[str]) -> None:
         from launch.lightning_cli import SheetbendCLI
         from mergers.errors import SheetbendError
 
-    _quiet_libraries()
+    quiet_libraries()
     try:
         SheetbendCLI(words)
     except SheetbendError as error:
@@ -150,7 +150,7 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(USER_FAULT)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Leave the screen to our own output; warnings come through, on one line. Lightning sets both when imported."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)

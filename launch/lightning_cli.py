@@ -197,8 +197,9 @@ class SheetbendCLI(LightningCLI):
             if isinstance(callback, callbacks.MergeCallback):
                 callback.check([task.name for task in datamodule.tasks])
         datamodule.prepare_data()
+        datamodule.attach(model)
         datamodule.setup(self.subcommand)
-        model.build(datamodule.tasks, fresh=fresh, run_folder=self.folder)
+        model.build(datamodule.tasks, fresh=fresh, run_folder=self.folder, data=datamodule)
 
     def fit(self, model: LoRATasks, datamodule: LightningDataModule, ckpt_path: str | None = None) -> None:
         """Train, or go on with the run in the run folder, then test."""
@@ -257,3 +258,36 @@ class SheetbendCLI(LightningCLI):
         except SystemExit:
             # Lightning turns Ctrl-C into exit status 1.
             raise SystemExit(cli.INTERRUPTED if self.interruption.happened else 1) from None
+
+
+class ConfigurationOnly(SheetbendCLI):
+    """Reads a configuration as ``fit`` does, and makes model and datamodule of it, which load nothing.
+
+    Data that are missing are no error here; ``datamodule.missing()`` names them.
+
+    Args:
+        words: options of ``fit``.
+    """
+
+    def __init__(self, words: Sequence[str]):
+        super().__init__(["fit", *words])
+
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """The configuration of the datamodule as plain values."""
+        whole = self._parser("fit").dump(self.config["fit"], skip_none=False)
+        return yaml.safe_load(whole).get("data") or {}
+
+    def instantiate_classes(self) -> None:
+        """Build model and data."""
+        before, datamodules.TaskDataModule.refuse_missing = datamodules.TaskDataModule.refuse_missing, False
+        try:
+            super().instantiate_classes()
+        finally:
+            datamodules.TaskDataModule.refuse_missing = before
+
+    def instantiate_trainer(self, **kwargs: Any) -> None:
+        """Build no trainer."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""

@@ -1,12 +1,15 @@
 """Data sets on the Hugging Face hub: which files a split has, and those files on this machine."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import DatasetCard, errors, snapshot_download
+from huggingface_hub import DatasetCard, errors, is_offline_mode, snapshot_download
 
+from datamodules.sources.downloads import Download
 from datamodules.sources.quiet import quiet_libraries
+from datamodules.sources.reachable import hub_answers
 from mergers.adapters.files import one_line
 from mergers.errors import SheetbendError
 
@@ -37,21 +40,6 @@ class Hub:
         return f"hub data set {self.name}" + (f" ({self.config})" if self.config else "")
 
 
-@dataclass(frozen=True)
-class Download:
-    """What reading some splits takes.
-
-    Attributes:
-        size: bytes of their files.
-        missing: bytes of those that are not on this machine yet.
-        files: number of files.
-    """
-
-    size: int
-    missing: int
-    files: int
-
-
 def fetch(hub: Hub, split: str) -> Path:
     """Return the local folder that has the files of one split, downloaded if they are not there yet.
 
@@ -61,18 +49,14 @@ def fetch(hub: Hub, split: str) -> Path:
     return Path(_snapshot(hub, _patterns(hub, [split])))
 
 
-def download_size(hub: Hub, splits: Sequence[str]) -> Download:
-    """Return how much reading ``splits`` would download; asks the hub, and loads no more than its card.
+def look_up(hub: Hub, splits: Sequence[str]) -> Download:
+    """Return the files of ``splits`` and which are on this machine; asks the hub, and loads no more than its card.
 
     Raises:
         SheetbendError: The hub cannot be asked, or the data set has no such split.
     """
     files = _snapshot(hub, _patterns(hub, splits), dry_run=True)
-    return Download(
-        size=sum(file.file_size or 0 for file in files),
-        missing=sum(file.file_size or 0 for file in files if file.will_download),
-        files=len(files),
-    )
+    return Download(hub.name, "dataset", hub.revision, tuple(sorted(files, key=lambda file: file.filename)))
 
 
 def split_patterns(folder: Path, config: str | None, where: str) -> dict[str, list[str]] | None:
@@ -130,27 +114,52 @@ def _patterns(hub: Hub, splits: Sequence[str]) -> list[str] | None:
 
 
 def _snapshot(hub: Hub, patterns: list[str] | None, dry_run: bool = False):
+    with hub_errors(str(hub), hub.revision, WAY_OUT), quiet_libraries(bars=not dry_run):
+        return snapshot_download(
+            hub.name,
+            repo_type="dataset",
+            revision=hub.revision,
+            allow_patterns=patterns,
+            ignore_patterns=["*.py"],
+            dry_run=dry_run,
+            # Without an answer what is here is read at once; switched off, the package knows and says so itself.
+            local_files_only=not is_offline_mode() and not hub_answers(),
+        )
+
+
+@contextlib.contextmanager
+def hub_errors(what: str, revision: str | None, way_out: str) -> Iterator[None]:
+    """Say in one line why something cannot be had from the hub.
+
+    Args:
+        what: what it is called, such as ``hub data set org/name``.
+        revision: the one that is asked for, if any.
+        way_out: what else can be done, ``or ...``.
+
+    Raises:
+        SheetbendError: In the place of whatever the hub's package raised in the block.
+    """
     try:
-        with quiet_libraries():
-            return snapshot_download(
-                hub.name,
-                repo_type="dataset",
-                revision=hub.revision,
-                allow_patterns=patterns,
-                ignore_patterns=["*.py"],
-                dry_run=dry_run,
-            )
-    except errors.GatedRepoError:
-        problem = f"asks for consent; accept its terms on the hub and log in with `hf auth login`, {WAY_OUT}"
-    except errors.RepositoryNotFoundError:
-        problem = "is not on the hub, or is private; check the name, or log in with `hf auth login`"
-    except errors.RevisionNotFoundError:
-        problem = f"has no revision {hub.revision!r} on the hub; check it, {WAY_OUT}"
-    except (errors.LocalEntryNotFoundError, errors.DryRunError) as error:
-        cause = error.__cause__
+        yield
+    except SheetbendError:
+        raise
+    except Exception as error:  # its HTTP client changes with its version, and so do its exceptions
+        raise SheetbendError(f"{what} {_problem(error, revision, way_out)}") from error
+
+
+def _problem(error: Exception, revision: str | None, way_out: str) -> str:
+    cause = error.__cause__
+    if isinstance(error, errors.DryRunError) and isinstance(cause, errors.HfHubHTTPError):
+        error = cause
+    if isinstance(error, errors.GatedRepoError):
+        consent = "accept its terms on the hub, then log in with `hf auth login` or set HF_TOKEN"
+        return f"asks for consent; {consent}, {way_out}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "is not on the hub, or is private; check the name, or log in with `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"has no revision {revision!r} on the hub; check it, {way_out}"
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.DryRunError):
         off = isinstance(cause, errors.OfflineModeIsEnabled) or "HF_HUB_OFFLINE" in str(error)
         state = "the hub is switched off (HF_HUB_OFFLINE)" if off else "the hub cannot be reached"
-        problem = f"is not on this machine, or not whole, and {state}; run `sheetbend prepare` where it can, {WAY_OUT}"
-    except Exception as error:  # its HTTP client changes with its version, and so do its exceptions
-        problem = f"cannot be had ({type(error).__name__}: {one_line(error)}); try again, {WAY_OUT}"
-    raise SheetbendError(f"{hub} {problem}")
+        return f"is not on this machine, or not whole, and {state}; run `sheetbend prepare` where it can, {way_out}"
+    return f"cannot be had ({type(error).__name__}: {one_line(error)}); try again, {way_out}"

@@ -15,17 +15,23 @@ BARS = (
 
 
 @contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Show progress bars in the block where stderr is a terminal; what goes wrong is said by the error alone."""
-    logger = logging.getLogger("datasets")
-    level = logger.level
-    hidden = [] if sys.stderr.isatty() else [bar for bar in BARS if not bar[0]()]
-    logger.setLevel(logging.CRITICAL)
+def quiet_libraries(bars: bool = True) -> Iterator[None]:
+    """Show progress bars in the block where stderr is a terminal; what goes wrong is said by the error alone.
+
+    Args:
+        bars: false shows none anywhere.
+    """
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    hidden = [] if bars and sys.stderr.isatty() else [bar for bar in BARS if not bar[0]()]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     for _, disable, _ in hidden:
         disable()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         for _, _, enable in hidden:
             enable()

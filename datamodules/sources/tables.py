@@ -10,7 +10,7 @@ from datasets.data_files import resolve_pattern
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
 
-from datamodules.sources.hub import PARQUET_COPY, Download, Hub, card, download_size, fetch, split_patterns
+from datamodules.sources.hub import PARQUET_COPY, Hub, card, fetch, split_patterns
 from datamodules.sources.quiet import quiet_libraries
 from mergers.adapters.files import one_line
 from mergers.errors import SheetbendError, did_you_mean
@@ -18,11 +18,9 @@ from mergers.files import cache_folder
 
 __all__ = [
     "PARQUET_COPY",
-    "Download",
     "Hub",
     "class_names",
     "column",
-    "download_size",
     "read_table",
     "require_columns",
 ]

@@ -1,4 +1,4 @@
-"""Commands that need no model and no data, so that they import neither Lightning nor transformers."""
+"""Commands beside fit, validate and test; importing one, as its help does, imports no torch."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -7,6 +7,10 @@ from importlib import import_module
 COMMANDS = {
     "merge": ("Merge adapters into one adapter, or into a full model.", "launch.commands.merge"),
     "inspect": ("Say what merging would do to adapters: ranks, norms, overlaps.", "launch.commands.inspect"),
+    "prepare": (
+        "Download and check the model and the data of a configuration.",
+        "launch.commands.prepare",
+    ),
     "cache": ("Show the cache of alignments, or clear it.", "launch.commands.cache"),
 }
 
