@@ -25,11 +25,15 @@ DPI = 150
 
 
 def style(variants: Sequence[str]) -> dict[str, dict]:
-    """Return colour, dash and hatch for every variant; references are black and grey.
+    """Return colour, dash and hatch for every variant; references are black and greys.
 
     From the tenth merge on, colours return with another dash and hatch.
     """
-    looks = {"finetuned": {"color": INK, "dash": "-"}, "pretrained": {"color": GREY, "dash": (0, (3, 2))}}
+    looks = {
+        "finetuned": {"color": INK, "dash": "-"},
+        "pretrained": {"color": GREY, "dash": (0, (3, 2))},
+        "ensemble": {"color": GREY, "dash": DASHES[2]},
+    }
     merged = [name for name in variants if name not in REFERENCES]
     cycle = itertools.cycle(zip(DASHES, HATCHES, strict=True))
     for start in range(0, len(merged), len(PALETTE)):
@@ -92,7 +96,7 @@ def bars(results: Results) -> Figure:
         )
     handles, labels = axes.get_legend_handles_labels()
     for name in REFERENCES if results.merged else ():
-        if name in results.variants:
+        if results.mean_value(name) is not None:  # the ensemble has joint scores alone
             ends = [place - 0.45 for place in places], [place + 0.45 for place in places]
             line = {"color": looks[name]["color"], "linestyle": looks[name]["dash"], "linewidth": 1.8}
             axes.hlines(heights(name), *ends, **line)

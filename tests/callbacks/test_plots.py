@@ -115,8 +115,8 @@ def test_no_text_overlaps_or_leaves_the_figure(drawn, name):
 
 def test_styles_tell_variants_apart():
     names = [f"m{i}" for i in range(20)]
-    looks = plots.style(["pretrained", "finetuned", *names])
-    assert len({(to_hex(look["color"]), str(look["dash"])) for look in looks.values()}) == 22
+    looks = plots.style(["pretrained", "finetuned", "ensemble", *names])
+    assert len({(to_hex(look["color"]), str(look["dash"])) for look in looks.values()}) == 23
     assert looks["m0"]["color"] == looks["m9"]["color"] and looks["m0"]["hatch"] != looks["m9"]["hatch"]
 
 
@@ -139,3 +139,10 @@ def test_no_global_state_is_touched():
     before, open_before = dict(rcParams), plt.get_fignums()
     plots.png(plots.normalised(Results(tuple(scores(TASKS[:2], MERGES[:2])))))
     assert dict(rcParams) == before and plt.get_fignums() == open_before
+
+
+def test_an_ensemble_with_joint_scores_alone_has_no_bars():
+    together = [Score("ensemble", name, "joint_hits@1", 0.5, 100) for name in (*TASKS, "all")]
+    figures = plots.figures(Results((*scores(), *together)), history())
+    (legend,) = figures["bars.png"].legends
+    assert {text.get_text() for text in legend.get_texts()} == {"pretrained", "finetuned", *MERGES}
