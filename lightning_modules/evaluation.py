@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from lightning_modules.full_checkpoints import Donors, Unadapted
+from lightning_modules.lora import without_adapters
 from lightning_modules.metrics import Meter
 from lightning_modules.scores import Score, headline_scores, headlines
 from lightning_modules.variants import FINETUNED, PRETRAINED, Variant, finetuned, merged_variant, pretrained, replaced
@@ -88,7 +89,7 @@ class VariantTester(LightningModule, ABC):
             self.activate(task)
             yield
         else:
-            with self.model.disable_adapter(), replaced(self.model, variant):
+            with without_adapters(self.model), replaced(self.model, variant):
                 yield
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from datamodules.label_space import JointLabels, joint_labels
 from lightning_modules.base import LoRATasks
 from lightning_modules.checks import check_number
 from lightning_modules.image_backbones import ImageBackbone, image_backbone
+from lightning_modules.lora import without_adapters
 from lightning_modules.metrics import Evaluator
 from lightning_modules.prototypes import cached_prototypes, joint_prototypes
 from lightning_modules.text_heads import cached_class_vectors, class_prompts
@@ -152,7 +153,7 @@ class ImageClassifier(LoRATasks):
         """Embed ``images`` without adapters, on a GPU if there is one; the trainer has not placed the model yet."""
         if torch.cuda.is_available():
             self.cuda()
-        with self.model.disable_adapter():
+        with without_adapters(self.model):
             return self(images.to(self.device))
 
     def build_evaluator(self, tasks: Sequence[Any]) -> Evaluator:

@@ -1,12 +1,15 @@
 """LoRA settings, and the adapters of a PEFT model as updates that `mergers` understands."""
 
+import contextlib
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -185,6 +188,23 @@ def adapter_parameters(model: PeftModel, task: str) -> dict[str, nn.Parameter]:
         for factor in "AB"
         if task in layer.lora_A
     }
+
+
+@contextlib.contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Let ``model`` run without its adapters.
+
+    PEFT's own ``disable_adapter`` takes stock of the whole model first and turns gradients off and on, which for small
+    models takes longer than a batch.
+    """
+    before = {layer: layer.disable_adapters for layer in model.modules() if isinstance(layer, BaseTunerLayer)}
+    try:
+        for layer in before:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer, disabled in before.items():
+            layer._disable_adapters = disabled
 
 
 def live_adapter(model: PeftModel, task: str, base_name: str) -> Adapter:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2Model
 
 from lightning_modules.adapter_folders import install_adapters, write_adapter
-from lightning_modules.lora import LoRA, adapter_parameters, live_adapter, lora_layers, wrap
+from lightning_modules.lora import LoRA, adapter_parameters, live_adapter, lora_layers, without_adapters, wrap
 from lightning_modules.variants import merged_variant, replaced
 from mergers import Merger, SheetbendError, load_adapter
 
@@ -85,6 +85,23 @@ def test_sequence_first_and_no_adapter_give_what_torch_gives():
         assert not torch.allclose(model(x), plain(x), rtol=1e-2)
         with model.disable_adapter():
             torch.testing.assert_close(model(x), plain(x))
+
+
+@torch.no_grad()
+def test_without_adapters_is_what_peft_does_without_them():
+    model, x = wrapped(block()), torch.randn(3, 5, 8)
+    model.base_model.model.c_fc.enable_adapters(False)
+    before = model(x)
+    with without_adapters(model):
+        given = model(x)
+        with without_adapters(model):
+            torch.testing.assert_close(model(x), given)
+        torch.testing.assert_close(model(x), given)
+    with model.disable_adapter():
+        assert torch.equal(model(x), given)
+    torch.testing.assert_close(given, block()(x))
+    model.base_model.model.c_fc.enable_adapters(False)
+    assert torch.equal(model(x), before)
 
 
 def test_training_moves_nothing_but_the_adapter_in_use():
