@@ -30,6 +30,7 @@ from mergers.adapters.hub import is_hub_id
 from mergers.adapters.peft import CONFIG_FILE, PICKLED_WEIGHTS_FILE, WEIGHTS_FILE
 
 BACKBONE = "model.init_args.backbone"
+EVERY = "all tasks"
 OPEN_CLIP_HUB = "hf-hub:"
 # Best first; a repository often has the same weights in several forms.
 WEIGHTS = (
@@ -164,7 +165,7 @@ def _given(option: str, source: str | dict[str, str] | None, tasks: Sequence[str
     """Yield the adapters or heads of ``tasks``: a folder, or a map from task name to folder or hub id."""
     if source is None:
         return
-    each = source if isinstance(source, dict) else {"all tasks": source}
+    each = source if isinstance(source, dict) else {EVERY: source}
     for task, place in each.items():
         if isinstance(source, dict) and task not in tasks:
             continue
@@ -173,7 +174,7 @@ def _given(option: str, source: str | dict[str, str] | None, tasks: Sequence[str
             entry = Model(name, revision or None, adapter_files, f"model.init_args.{option}")
         else:
             entry = Path(place).expanduser()
-        yield Need(f"{option} of {task}", entry)
+        yield Need(f"{option if task == EVERY else option.removesuffix('s')} of {task}", entry)
 
 
 def checkpoint_files(names: Sequence[str]) -> list[str]:
@@ -228,7 +229,7 @@ def _find(need: Need, no_hub: str | None) -> Found:
         if isinstance(need.place, Path):
             return _local(need, need.place)
         if no_hub is not None:
-            return _cached(need, no_hub)
+            return _cached(need)
         download = look_up(need.place, need.splits) if isinstance(need.place, Hub) else _look_up_model(need.place)
         return Found(need, download.size, download)
     except SheetbendError as error:
@@ -264,27 +265,23 @@ def _way_out(model: Model) -> str:
     return f"or give a folder: {model.option}"
 
 
-def _cached(need: Need, no_hub: str) -> Found:
-    """Return what the hub's cache has; the fault says where else a copy may be put."""
+def _cached(need: Need) -> Found:
+    """Return whether the hub's cache has what is needed; the fault says where else a copy may be put."""
     place = need.place
     if isinstance(place, Model):
         if not _missing_of_model(place):
             return Found(need)
-        kind, option, form = "models", place.option, "into a folder"
+        kind, elsewhere = "models", f"into a folder that {place.option} names"
     else:
         try:
             for split in need.splits:
                 fetch(place, split)
             return Found(need)
         except SheetbendError:
-            kind, option = "datasets", "data.init_args.root"
-            form = f"as parquet ({', '.join(f'{split}-*.parquet' for split in need.splits)}) into <root>/<task name>"
+            files = ", ".join(f"{split}-*.parquet" for split in need.splits)
+            kind, elsewhere = "datasets", f"as {files} into <data.init_args.root>/<task name>"
     cache = Path(constants.HF_HUB_CACHE).expanduser() / f"{kind}--{place.name.replace('/', '--')}"
-    return Found(
-        need,
-        fault=f"{need.user}: {place} is not on this machine, or not whole, and {no_hub}; run this where the hub "
-        f"answers and copy {cache}, or put its files {form} and give {option}",
-    )
+    return Found(need, fault=f"{need.user}: {place.name} is missing; it belongs into {cache}, or {elsewhere}")
 
 
 def _missing_of_model(model: Model) -> list[str]:

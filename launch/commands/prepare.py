@@ -90,7 +90,7 @@ def _run(options: Namespace, configured: "ConfigurationOnly") -> None:
     no_hub = hub_fault() if on_hub else None
     found = find(needed, no_hub)
     _show_plan(screen, found)
-    _fail_all([*configured.datamodule.missing(), *(one.fault for one in found if one.fault)])
+    _fail_all([*configured.datamodule.missing(), *_faults(found, no_hub)])
     _announce(screen, found, getattr(options, "mbit", None))
     if getattr(options, "dry_run", False):
         return
@@ -101,6 +101,17 @@ def _run(options: Namespace, configured: "ConfigurationOnly") -> None:
     _fail_all([fault for one in checked for fault in one.faults])
     known = not fetched and not fill and all(one.recorded for one in checked)
     screen.print("ready: all of it was here and checked before" if known else "ready")
+
+
+def _faults(found: "Sequence[Found]", no_hub: str | None) -> list[str]:
+    """Return why things cannot be had, one line each; without the hub, and what to do about it."""
+    from huggingface_hub import constants
+
+    faults = [one.fault for one in found if one.fault]
+    if no_hub is None or not any(one.fault and one.need.on_hub for one in found):
+        return faults
+    way_out = f"give the same command where it answers and copy {constants.HF_HUB_CACHE}"
+    return [*faults, f"{no_hub}; {way_out}, or put what is missing where the lines above say"]
 
 
 def _fail_all(faults: Sequence[str]) -> None:
@@ -117,11 +128,11 @@ def _fail_all(faults: Sequence[str]) -> None:
 def _show_plan(screen: "Console", found: "Sequence[Found]") -> None:
     from launch.commands.screen import show, size, table
 
-    rows = table("what", "from", "size", "to download", left=2)
+    rows = table("what", "hub id or folder", "size", "to download", left=2)
     for one in found:
         place = one.need.place
-        where = str(place) if isinstance(place, Path) else f"hub: {place.name}"
-        state = "?" if one.fault else size(one.missing) if one.missing else "here"
+        where = str(place.absolute()) if isinstance(place, Path) else place.name
+        state = "at fault" if one.fault else size(one.missing) if one.missing else "here"
         rows.add_row(one.need.user, where, "" if one.size is None else size(one.size), state)
     show(screen, rows)
     screen.print()

@@ -129,7 +129,7 @@ def blobs(tmp_path, pattern="*"):
 def test_all_that_a_run_reads_is_downloaded_and_checked_once(hub, tmp_path, capsys):
     words = ("--config", config(tmp_path, adapters="{mnist: lab/adapter, dtd: lab/adapter}"), "--mbit", "8")
     out, _ = prepare(capsys, *words, "--dry-run")
-    assert "hub: ylecun/mnist" in out and "at 8 Mbit/s" in out
+    assert "ylecun/mnist" in out and "at 8 Mbit/s" in out
     assert not hub.served or transferred(hub) == ["README.md"]
     assert not blobs(tmp_path)
 
@@ -241,14 +241,14 @@ def test_without_the_hub_all_that_is_missing_is_said_at_once(hub, tmp_path, caps
     adapters = "{mnist: lab/adapter, dtd: lab/adapter}"
     _, errors = prepare(capsys, "--config", config(tmp_path, adapters=adapters), status=2)
     assert time.monotonic() - started < 10
-    heads = [line.partition(":")[0] for line in errors]
-    assert heads == ["backbone", "adapters of mnist", "adapters of dtd", "task mnist", "task dtd"]
+    heads = [line.partition(":")[0] for line in errors[:-1]]
+    assert heads == ["backbone", "adapter of mnist", "adapter of dtd", "task mnist", "task dtd"]
     reason = "switched off (HF_HUB_OFFLINE)" if how == "switched off" else "cannot be reached"
-    assert all(reason in line for line in errors)
+    assert reason in errors[-1] and str(tmp_path / "hub") in errors[-1]
     assert str(tmp_path / "hub" / "models--openai--clip") in errors[0] and "model.init_args.backbone" in errors[0]
     place = str(tmp_path / "hub" / "datasets--ylecun--mnist")
     assert place in errors[3] and "train-*.parquet, test-*.parquet" in errors[3]
-    assert "<root>/<task name>" in errors[3] and "data.init_args.root" in errors[3]
+    assert "into <data.init_args.root>/<task name>" in errors[3]
 
 
 def test_a_gated_or_misspelled_model_is_one_line(hub, tmp_path, capsys):
@@ -327,7 +327,7 @@ def test_published_overlaps_are_reported_and_ones_own_refused(local, tmp_path, c
 
 def test_folders_that_are_missing_are_said_at_once(local, tmp_path, capsys):
     _, errors = prepare(capsys, *local("mnist", "dtd", "sun397", backbone="openai/clip"), status=2)
-    assert [line.split(":")[0] for line in errors] == ["task dtd", "task sun397", "backbone"]
+    assert [line.split(":")[0] for line in errors][:3] == ["task dtd", "task sun397", "backbone"]
     assert str(tmp_path / "data" / "dtd") in errors[0]
 
 
