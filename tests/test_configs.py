@@ -1,0 +1,264 @@
+"""Every configuration: read by the real command line, equal to the published settings, run on small stand-ins."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import callbacks
+from datamodules.generation_tasks import families
+from datamodules.glue import GLUE_TASKS
+from datamodules.nli import NLI_TASKS
+from datamodules.vision_tasks import VISION_8
+from launch.cli import main
+from launch.lightning_cli import ConfigurationOnly
+from lightning_modules.adapter_folders import find_adapters
+from mergers import (
+    TSV,
+    Cart,
+    Core,
+    Dare,
+    Full,
+    Iso,
+    KnOTS,
+    Mean,
+    Merger,
+    MetaGPT,
+    Star,
+    TallMasks,
+    TaskArithmetic,
+    Ties,
+)
+from tests import experiment_stand_ins as small
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+EXPERIMENTS = {path.stem: path for path in sorted((CONFIGS / "experiments").glob("*.yaml"))}
+PARTS = sorted(path for kind in ("model", "data", "mergers") for path in (CONFIGS / kind).glob("*.yaml"))
+
+
+def ties(density, **options):
+    return Ties(density=density, **options)
+
+
+def knots_rows(arithmetic, ties_row, dare_row, knots_row, knots_dare_row):
+    """The rows of KnOTS; each (density, coefficient) or (drop rate, coefficient)."""
+    return {
+        "task-arithmetic": arithmetic,
+        "ties": Merger(Full(), ties(ties_row[0]), coefficients=ties_row[1]),
+        "dare-ties": Merger(Full(), ties(1.0), [Dare(dare_row[0])], dare_row[1]),
+        "knots-ties": Merger(KnOTS(), ties(knots_row[0]), coefficients=knots_row[1]),
+        "knots-dare-ties": Merger(KnOTS(), ties(1.0), [Dare(knots_dare_row[0])], knots_dare_row[1]),
+        "core-tsv-iso": Merger(Core(), TSV(), finish=Iso()),
+    }
+
+
+# The settings as the papers print them, typed in once more.
+STAR = {
+    "star": Merger(Full(), Mean(), [Star(eta=40)]),
+    "simple-average": Merger(Full(), Mean()),
+    "ties-global": Merger(Full(), ties(0.2, trim="global")),
+    "ties-local": Merger(Full(), ties(0.2, trim="local")),
+    "tall-masks-0.3": Merger(Full(), TallMasks(threshold=0.4, agreement=2), coefficients=0.3),
+    "tall-masks-0.4": Merger(Full(), TallMasks(threshold=0.4, agreement=2), coefficients=0.4),
+    "metagpt": Merger(Full(), MetaGPT()),
+}
+PUBLISHED = {
+    "knots_vit_b32": knots_rows(
+        Merger(Full(), TaskArithmetic(), coefficients=0.1), (0.3, 0.3), (0.2, 0.6), (0.2, 0.6), (0.1, 0.7)
+    )
+    | {"iso-c": Merger(Full(), TaskArithmetic(), coefficients=1.3, finish=Iso())},
+    "knots_vit_l14": knots_rows(
+        Merger(Full(), Mean(), coefficients=0.3), (0.2, 0.3), (0.2, 0.6), (0.2, 0.5), (0.1, 0.5)
+    )
+    | {"iso-c": Merger(Full(), TaskArithmetic(), coefficients=1.5, finish=Iso())},
+    "knots_llama3_8b": knots_rows(
+        Merger(Full(), TaskArithmetic(), coefficients=0.5), (1.0, 0.5), (0.8, 0.4), (1.0, 0.5), (0.8, 0.4)
+    ),
+    "star": STAR,
+    "glue_roberta": {
+        "task-arithmetic": Merger(Full(), TaskArithmetic(), coefficients=0.3),
+        "cart": Merger(Full(), Cart(rank_ratio=0.04, scaling=1.6, rounding="down")),
+    },
+    "glue_gpt2": {
+        "task-arithmetic": Merger(Full(), TaskArithmetic(), coefficients=0.3),
+        "cart": Merger(Full(), Cart(rank_ratio=0.01, scaling=1.3, rounding="down")),
+    },
+}
+TASKS = {
+    "vision_8": VISION_8,
+    "nli_6": NLI_TASKS,
+    "glue_7": GLUE_TASKS,
+    "star_flan_t5": families()["flan_t5"],
+    "star_llama3_2": families()["llama_instruct"],
+    "star_mistral": families()["mistral_instruct"],
+}
+# Learning rate, weight decay, schedule, warm-up steps, share of warm-up.
+TRAINING = {
+    "clip_vit_b32": (1e-5, 1e-1, "cosine", 500, 0.0),
+    "clip_vit_l14": (3e-4, 1e-4, "cosine", 500, 0.0),
+    "llama3_8b": (3e-5, 0.01, "linear", 0, 0.06),
+}
+
+
+def parts_of(name):
+    """The names of the files that an experiment is made of, by kind."""
+    text = yaml.safe_load(EXPERIMENTS[name].read_text())
+    files = {"model": text["model"], "data": text["data"], "mergers": text["trainer"]["callbacks"]}
+    return {kind: Path(file).stem for kind, file in files.items()}
+
+
+def model_settings(name):
+    """The arguments of an experiment's model as they stand in its file."""
+    return yaml.safe_load((CONFIGS / "model" / f"{parts_of(name)['model']}.yaml").read_text())["init_args"]
+
+
+# Those with published weights differ from the others in the file of the model alone, which the runs below read.
+@pytest.fixture(scope="module", params=[name for name in EXPERIMENTS if not name.endswith("_published")])
+def experiment(request):
+    """An experiment as the command line reads it, with its objects."""
+    cli = ConfigurationOnly(["--config", str(EXPERIMENTS[request.param]), "--trainer.accelerator", "cpu"])
+    cli.name, cli.parts = request.param, parts_of(request.param)
+    return cli
+
+
+def merge_callback(cli):
+    (callback,) = cli.config_init["fit"]["trainer"]["callbacks"]
+    assert isinstance(callback, callbacks.MergeCallback)
+    return callback
+
+
+def test_every_part_belongs_to_an_experiment():
+    used = {CONFIGS / kind / f"{stem}.yaml" for name in EXPERIMENTS for kind, stem in parts_of(name).items()}
+    assert used == set(PARTS)
+    assert {path for path in CONFIGS.rglob("*") if path.is_file()} == {
+        *EXPERIMENTS.values(),
+        *PARTS,
+        CONFIGS / "quickstart.yaml",
+    }
+
+
+def test_the_quickstart_is_read_too():
+    cli = ConfigurationOnly(["--config", str(CONFIGS / "quickstart.yaml")])
+    merge_callback(cli).check([task.name for task in cli.datamodule.tasks])
+
+
+def test_mergers_have_the_published_settings(experiment):
+    callback = merge_callback(experiment)
+    assert callback.mergers == PUBLISHED[experiment.parts["mergers"]]
+    assert not callback.while_fitting
+    assert callback.ensemble == (experiment.parts["mergers"] == "knots_vit_b32")
+
+
+def test_tasks_are_the_published_ones(experiment):
+    names = [task.name for task in experiment.datamodule.tasks]
+    assert sorted(names) == sorted(TASKS[experiment.parts["data"]])
+    merge_callback(experiment).check(names)
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if "adapters" in model_settings(name)])
+def test_published_weights_are_named_for_every_task(name):
+    parts, source = parts_of(name), model_settings(name)["adapters"]
+    tasks = list(TASKS[parts["data"]])
+    places = find_adapters(source, tasks)
+    assert len(set(places.values())) == len(tasks)
+    assert not isinstance(source, dict) or set(source) == set(tasks)
+    for place in places.values():  # RoBERTa's are folders of one repository, to be downloaded whole
+        assert place.startswith("checkpoints/") if parts["model"] == "roberta_base" else place.count("/") == 1
+
+
+def test_training_has_the_published_settings(experiment):
+    model, data = experiment.model, experiment.datamodule
+    settings = TRAINING.get(experiment.parts["model"])
+    trainer = experiment.config["fit"]["trainer"]
+    assert trainer["default_root_dir"] == f"runs/{experiment.name}"
+    if settings is None:
+        return
+    assert (model.lora.r, model.lora.alpha, model.lora.dropout) == (16, 16, 0.1)
+    assert model.lora.target_modules[:3] == ["q_proj", "k_proj", "v_proj"] and len(model.lora.target_modules) == 4
+    assert settings == (
+        model.learning_rate,
+        model.weight_decay,
+        model.schedule,
+        model.warmup_steps,
+        model.warmup_ratio,
+    )
+    assert (model.patience, model.min_delta, model.label_smoothing) == (5, 1e-3, 0.0)
+    if experiment.parts["data"] == "vision_8":
+        assert (data.batch_size, data._given_batches, trainer["max_epochs"]) == (32, 2000, 25)
+
+
+# Small runs: tasks of each kind of metric, what writes their data, and the layers that published weights change.
+RUNS = {
+    "vision_8": (("dtd", "mnist", "svhn"), small.write_images, ["q_proj", "k_proj", "v_proj", "out_proj"]),
+    "nli_6": (("snli", "qnli", "scitail"), small.write_nli, ["q_proj", "k_proj", "v_proj", "o_proj"]),
+    "glue_7": (("cola", "mrpc", "mnli"), small.write_glue, ["query", "value", "dense", "c_attn"]),
+    "star_flan_t5": (("stsb", "hella"), small.write_generation("flan_t5"), ["q", "v"]),
+    "star_llama3_2": (("stsb", "cb"), small.write_generation("llama_instruct"), ["q_proj", "v_proj"]),
+    "star_mistral": (("qasc", "dream"), small.write_generation("mistral_instruct"), ["q_proj", "v_proj"]),
+}
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory, tiny_clip):
+    return small.small_backbones(tmp_path_factory.mktemp("backbones"), tiny_clip)
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    """A folder of data by the name of the configuration of the data."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, (tasks, write, _) in RUNS.items():
+        for task in tasks:
+            write(folder / name, task)
+    return folder
+
+
+def published(model, backbone, tasks, targets, folder):
+    """Write weights as they are published for ``model``; return the options that name them."""
+    for task in tasks:
+        if model in ("roberta_base", "gpt2"):
+            classes = len(GLUE_TASKS[task].task.class_names)
+            small.write_checkpoint(model, backbone, targets, folder / task, classes, pickled=model == "roberta_base")
+        elif model == "flan_t5_large" and task == "hella":
+            small.write_checkpoint(model, backbone, targets, folder / task)
+        else:
+            small.write_adapter(model, backbone, targets, folder / task)
+    options = ["--model.init_args.adapters", f"{folder}/{{task}}"]
+    if model == "llama3_8b":
+        small.write_heads(folder / "heads.pt", tasks, width=16)
+        options += ["--model.init_args.heads", str(folder / "heads.pt")]
+    return options
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_runs_on_stand_ins(name, backbones, roots, tmp_path):
+    parts = parts_of(name)
+    tasks, _, targets = RUNS[parts["data"]]
+    model = parts["model"].removesuffix("_published")
+    backbone = backbones[model]
+    words = [
+        *("--config", str(EXPERIMENTS[name])),
+        *("--model.init_args.backbone", backbone),
+        *("--data.init_args.root", str(roots / parts["data"])),
+        *("--data.init_args.tasks", f"[{', '.join(tasks)}]"),
+        *("--data.init_args.num_workers", "0"),
+        *("--trainer.default_root_dir", str(tmp_path / "run")),
+        *("--trainer.accelerator", "cpu"),
+        *("--trainer.enable_progress_bar", "false"),
+    ]
+    if parts["data"].startswith("star_"):
+        words += ["--data.init_args.samples", "4", "--data.init_args.eval_batch_size", "32"]
+    if "adapters" in model_settings(name):
+        main(["test", *words, *published(model, backbone, tasks, targets, tmp_path / "published")])
+    else:
+        words += ["--model.init_args.warmup_steps", "0", "--model.init_args.warmup_ratio", "0"]
+        words += ["--trainer.limit_train_batches", str(2 * len(tasks)), "--trainer.limit_val_batches", "1"]
+        main(["fit", *words, "--trainer.max_epochs", "1"])
+        assert all((tmp_path / "run" / "adapters" / task / "adapter_config.json").is_file() for task in tasks)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    expected = {"pretrained", "finetuned", *PUBLISHED[parts["mergers"]]}
+    if parts["mergers"] == "knots_vit_b32":
+        expected.add("ensemble")
+    for task in tasks:
+        assert {row["variant"] for row in results["scores"] if row["task"] == task} == expected
