@@ -1,6 +1,7 @@
 """What a run reads: which model files, adapters and data sets, where they are, and what of them is here."""
 
 import contextlib
+import fnmatch
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from datamodules.sources.hub import Hub, fetch, hub_errors, look_up
 from datamodules.sources.quiet import quiet_libraries
 from datamodules.sources.reachable import hub_answers
 from lightning_modules import LoRATasks
+from lightning_modules.adapter_folders import fill_in
 from lightning_modules.backbones import locate
 from lightning_modules.image_backbones import OPEN_CLIP
 from mergers import SheetbendError
@@ -38,11 +40,10 @@ WEIGHTS = (
     re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?"),
 )
 OPEN_CLIP_WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pt",
+    ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
+    ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pt"),
 )
+ADAPTER = (CONFIG_FILE, WEIGHTS_FILE, PICKLED_WEIGHTS_FILE, HEAD_FILE, PUBLISHED_HEADS_FILE)
 _BESIDE_WEIGHTS = (".json", ".txt", ".model", ".jinja")
 _AT_ONCE = 8
 
@@ -162,9 +163,11 @@ def _open_clip(name: str) -> Model | Path:
 
 
 def _given(option: str, source: str | dict[str, str] | None, tasks: Sequence[str]) -> Iterator[Need]:
-    """Yield the adapters or heads of ``tasks``: a folder, or a map from task name to folder or hub id."""
+    """Yield the adapters or heads of ``tasks``; see `lightning_modules.adapter_folders.find_adapters` for ``source``."""
     if source is None:
         return
+    if isinstance(source, str) and "{task}" in source:
+        source = {task: fill_in(source, task) for task in tasks}
     each = source if isinstance(source, dict) else {EVERY: source}
     for task, place in each.items():
         if isinstance(source, dict) and task not in tasks:
@@ -189,20 +192,23 @@ def checkpoint_files(names: Sequence[str]) -> list[str]:
     return sorted({*beside, *weights}) if weights else []
 
 
+# Adapters and open_clip's models are read by asking for several names at once. All that a repository has of these must
+# be here, else it does not count as whole where the hub does not answer.
+
+
 def open_clip_files(names: Sequence[str]) -> list[str]:
     """Return the weights of an open_clip model, and its settings and tokenizer where they are not the package's."""
-    weights = [name for name in OPEN_CLIP_WEIGHTS if name in names][:1]
+    weights = next((found for form in OPEN_CLIP_WEIGHTS if (found := [name for name in names if name in form])), [])
     beside = [name for name in names if "/" not in name and name.endswith(_BESIDE_WEIGHTS)]
     return sorted({*weights, *beside}) if weights else []
 
 
 def adapter_files(names: Sequence[str]) -> list[str]:
     """Return the files of a PEFT adapter and its heads, or of a full checkpoint."""
+    if CONFIG_FILE in names:
+        return [name for name in ADAPTER if name in names]
     heads = [name for name in (HEAD_FILE, PUBLISHED_HEADS_FILE) if name in names]
-    if CONFIG_FILE not in names:
-        return checkpoint_files(names) or heads
-    weights = [name for name in (WEIGHTS_FILE, PICKLED_WEIGHTS_FILE) if name in names][:1]
-    return [CONFIG_FILE, *weights, *heads]
+    return sorted({*checkpoint_files(names), *fnmatch.filter(names, "model*.safetensors"), *heads})
 
 
 def hub_fault() -> str | None:

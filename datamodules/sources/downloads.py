@@ -23,6 +23,7 @@ from mergers.errors import SheetbendError
 
 # The hub's package fetches files whole, several at a time; larger ones are worth going on with.
 RESUMED_FROM = 16 * 10**6
+_SHOWN_FROM = 50 * 10**6  # bytes in small files that take long enough for a bar
 _PROBE_BYTES = 32 * 10**6
 _PROBE_SECONDS = 3.0
 _SHA256_DIGITS = 64
@@ -87,11 +88,13 @@ def complete(download: Download, say: Callable[[str, float], None] = lambda name
         SheetbendError: A file is not what the hub says it is.
     """
     large = [file for file in download.lacking if (file.file_size or 0) >= RESUMED_FROM]
-    with quiet_libraries():
-        for file in large:
-            started = time.monotonic()
+    small = sum(file.file_size or 0 for file in download.lacking if file not in large)
+    for file in large:
+        started = time.monotonic()
+        with quiet_libraries():
             _fetch_large(download, file)
-            say(file.filename, time.monotonic() - started)
+        say(file.filename, time.monotonic() - started)
+    with quiet_libraries(bars=small >= _SHOWN_FROM):
         snapshot_download(
             download.name,
             repo_type=download.kind,
