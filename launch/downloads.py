@@ -163,7 +163,7 @@ def _open_clip(name: str) -> Model | Path:
 
 
 def _given(option: str, source: str | dict[str, str] | None, tasks: Sequence[str]) -> Iterator[Need]:
-    """Yield the adapters or heads of ``tasks``; see `lightning_modules.adapter_folders.find_adapters` for ``source``."""
+    """Yield the adapters or heads of ``tasks``; for ``source`` see `lightning_modules.adapter_folders`."""
     if source is None:
         return
     if isinstance(source, str) and "{task}" in source:

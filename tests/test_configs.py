@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from datamodules.glue import GLUE_TASKS
 from datamodules.nli import NLI_TASKS
 from datamodules.vision_tasks import VISION_8
 from launch.cli import main
+from launch.downloads import needs
 from launch.lightning_cli import ConfigurationOnly
 from lightning_modules.adapter_folders import find_adapters
 from mergers import (
@@ -165,6 +167,12 @@ def test_published_weights_are_named_for_every_task(name):
     assert not isinstance(source, dict) or set(source) == set(tasks)
     for place in places.values():  # RoBERTa's are folders of one repository, to be downloaded whole
         assert place.startswith("checkpoints/") if parts["model"] == "roberta_base" else place.count("/") == 1
+    model = SimpleNamespace(backbone_name=model_settings(name)["backbone"], adapter_source=source)
+    data = SimpleNamespace(tasks=[SimpleNamespace(name=task) for task in tasks], sources=lambda task: {})
+    prepared = {need.user: need.place for need in needs(model, data)}
+    for task, place in places.items():
+        found = prepared[f"adapter of {task}"]
+        assert str(found if isinstance(found, Path) else found.name) == place
 
 
 def test_training_has_the_published_settings(experiment):
