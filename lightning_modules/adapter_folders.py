@@ -75,6 +75,16 @@ def find_adapters(source: str | dict[str, str], tasks: list[str]) -> dict[str, s
     return {task: str(folder) for task, folder in folders.items()}
 
 
+def refuse_full_checkpoints(sources: dict[str, str]) -> None:
+    """Raise `SheetbendError` if one of ``sources`` is a whole model, which has no adapter to train."""
+    full = [task for task, source in sources.items() if is_full_checkpoint(source)]
+    if full:
+        raise SheetbendError(
+            f"adapters of {', '.join(full)} are full checkpoints, which can be tested and merged but not trained; "
+            "leave them out of this fit"
+        )
+
+
 def install_adapters(
     backbone: nn.Module, sources: dict[str, str], base_name: str, head: str | None = None
 ) -> Installed:
@@ -209,8 +219,19 @@ def _exact_config(config: LoraConfig, adapter: Adapter, names: dict[str, str]) -
 
 def _same_base(left: str, right: str) -> bool:
     """Return whether two names may stand for one model: equal hub ids, or folders of one name."""
+    left, right = _cached_id(left), _cached_id(right)
     hub_ids = left.count("/") == right.count("/") == 1
     return left == right if hub_ids else Path(left).name == Path(right).name
+
+
+def _cached_id(name: str) -> str:
+    """Return the hub id of a folder in the hub's cache, which some adapters name on their authors' machine.
+
+    >>> _cached_id("/data/hub/models--openai--clip-vit-base-patch32/snapshots/3d74acf9")
+    'openai/clip-vit-base-patch32'
+    """
+    repository = next((part for part in Path(name).parts if part.startswith("models--")), None)
+    return name if repository is None else repository.removeprefix("models--").replace("--", "/", 1)
 
 
 def write_adapter(model: PeftModel, task: str, folder: Path, head: dict[str, Tensor], metrics: dict[str, Any]) -> None:

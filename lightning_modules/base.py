@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_modules.adapter_folders import find_adapters, install_adapters
+from lightning_modules.adapter_folders import find_adapters, install_adapters, refuse_full_checkpoints
 from lightning_modules.backbones import base_name
 from lightning_modules.checks import check_number
 from lightning_modules.evaluation import VariantTester
@@ -181,6 +181,8 @@ class LoRATasks(VariantTester):
         if source is None and not fresh:
             source = str(Path(run_folder or self.trainer.default_root_dir) / "adapters")
         folders = None if source is None else find_adapters(source, names)
+        if fresh and folders is not None:
+            refuse_full_checkpoints(folders)
         backbone = self.build_backbone()
         if folders is None:
             configs = {name: self.lora.config(name, self.base_name) for name in names}
@@ -188,11 +190,6 @@ class LoRATasks(VariantTester):
         else:
             installed = install_adapters(backbone, folders, self.base_name, self.head_name)
             self.model, self.donors, self.given_heads = installed.model, installed.donors, installed.heads
-            if fresh and self.donors.adapters:
-                raise SheetbendError(
-                    f"adapters of {', '.join(self.donors.adapters)} are full checkpoints, which can be tested and "
-                    "merged but not trained; leave them out of this fit"
-                )
         if self.gradient_checkpointing:
             self._checkpoint_activations()
         self.tasks = tuple(tasks)

@@ -110,6 +110,12 @@ def test_knots_vision_adapters_from_the_hub(alpha, tiny_clip, tmp_path, monkeypa
         base = CLIPVisionModelWithProjection.from_pretrained(tiny_clip)
         expected[task] = embeds(trained(base, folder, None, alpha=alpha, seed=seed))
         without_tower_level(folder)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        # As PEFT notes it for a part of a model, or for a base that came from its author's cache.
+        of_part = {"base_model_class": "CLIPVisionTransformer", "parent_library": "transformers.models.clip"}
+        config["auto_mapping"] = of_part
+        config["base_model_name_or_path"] = [None, "/data/hub/models--lab--test-clip/snapshots/3d74"][seed]
+        (folder / "adapter_config.json").write_text(json.dumps(config))
         folders[f"hoffman-lab__KnOTS-ViT-B-32_lora_R16_{task}"] = folder
     hub(tmp_path / "hub", monkeypatch, **folders)
     model = ImageClassifier(tiny_clip, adapters="hoffman-lab/KnOTS-ViT-B-32_lora_R16_{task}").eval()

@@ -181,6 +181,15 @@ def test_a_bfloat16_backbone_trains_float32_adapters_and_heads(models, tmp_path)
     assert {value.dtype for value in load_adapter(tmp_path / "adapters" / "animals").heads.values()} == {torch.float32}
 
 
+def test_training_goes_on_from_adapters_and_heads_in_folders(models, tmp_path):
+    first = fit(models["roberta"], tmp_path, ["animals"], [AdapterCheckpoint()], max_epochs=2)
+    on = module(models["roberta"], adapters=str(tmp_path / "adapters"))
+    on.build([TASKS["animals"][0]])
+    for key, value in state(first, "animals").items():
+        torch.testing.assert_close(state(on, "animals")[key], value)
+    assert all(p.requires_grad for p in on.task_parameters("animals").values())
+
+
 class StopAfter(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.current_epoch == 1 and batch_idx == 2:

@@ -1,0 +1,1 @@
+"""Worked examples; a part of the repository, not installed."""

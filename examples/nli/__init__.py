@@ -1,0 +1,1 @@
+"""Three adapters of a sentence encoder on real sentence pairs."""
