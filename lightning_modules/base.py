@@ -58,7 +58,7 @@ class LoRATasks(VariantTester):
             more time, far less memory.
         merged_weights: how merged models are held while they are tested: ``dense`` copies of the weights that change,
             ``branch`` for low-rank updates beside their layers where that takes less memory, or ``auto``: branches for
-            backbones of more than a thousand million parameters.
+            backbones of more than a billion parameters.
         seed: seeds initial values and dropout, together with the task's name; none takes the one given to
             ``seed_everything``, else 0.
     """
