@@ -1,4 +1,4 @@
-"""Every configuration: read by the real command line, equal to the published settings, run on small stand-ins."""
+"""Every experiment: read by the real command line, equal to the published settings, run on small stand-ins."""
 
 import json
 from pathlib import Path
@@ -143,11 +143,6 @@ def test_every_part_belongs_to_an_experiment():
 def test_every_experiment_is_documented():
     text = (CONFIGS.parent / "docs" / "experiments.md").read_text()
     assert [name for name in EXPERIMENTS if f"| `{name}` |" not in text] == []
-
-
-def test_the_quickstart_is_read_too():
-    cli = ConfigurationOnly(["--config", str(CONFIGS / "quickstart.yaml")])
-    merge_callback(cli).check([task.name for task in cli.datamodule.tasks])
 
 
 def test_mergers_have_the_published_settings(experiment):
