@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import open_clip
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -26,8 +25,8 @@ from transformers import (
 
 from callbacks.merge import MergeCallback
 from lightning_modules import ImageClassifier, SequenceClassifier, TextGenerator
-from lightning_modules.full_checkpoints import load_full_checkpoint
 from mergers import Merger, SheetbendError
+from tests.lightning_modules.image_models import open_clip_model, save_open_clip
 from tests.lightning_modules.text_backbones import (
     QUIET,
     SIZES,
@@ -320,22 +319,29 @@ def test_full_clip_towers_are_tested_as_they_are(tiny_clip, tmp_path):
 
 def test_adaranks_state_dicts_of_open_clip(tmp_path):
     """The whole open_clip model below ``model.``, text tower included, in a file of ``torch.save``."""
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 2, "head_width": 8},
-    }
-    config["text_cfg"] = {"context_length": 8, "vocab_size": 30, "width": 16, "heads": 2, "layers": 2}
-    base, finetuned = (open_clip.CLIP(**config) for _ in range(2))
-    state = {f"model.{name}": value for name, value in finetuned.state_dict().items()}
-    torch.save(state, tmp_path / "finetuned.pt")
-    adapter = load_full_checkpoint(tmp_path / "finetuned.pt", "mnist", base.visual, "ViT-B-32")
-    towers = dict(base.visual.named_parameters()), dict(finetuned.visual.named_parameters())
-    assert len(adapter) == len(towers[0])
-    for name, value in adapter.dense().items():
-        key = name if name in towers[0] else f"{name}.weight"
-        torch.testing.assert_close(value.reshape(towers[0][key].shape), towers[1][key] - towers[0][key])
-    assert "have no place in ViT-B-32" in adapter.metadata["notes"][0]
-    assert adapter.metadata["kinds"]["transformer.resblocks.0.mlp.c_fc"] == "linear"
+    backbone, tasks = save_open_clip(tmp_path / "ViT-B-32"), ["hue", "shade"]
+    towers = {}
+    for seed, task in enumerate(tasks, 1):
+        finetuned = open_clip_model()
+        torch.manual_seed(seed)
+        for parameter in finetuned.visual.parameters():
+            parameter.data += 0.05 * torch.randn(parameter.shape)
+        towers[task] = dict(finetuned.visual.named_parameters())
+        (tmp_path / task).mkdir()
+        state = {f"model.{name}": value for name, value in finetuned.state_dict().items()}
+        torch.save(state, tmp_path / task / "nonlinear_finetuned.pt")
+    model = ImageClassifier(backbone, adapters=str(tmp_path / "{task}" / "nonlinear_finetuned.pt")).eval()
+    merge = MergeCallback({"mean": Merger("full", "mean"), "ties": "ties"}, ensemble=True)
+    trainer = Trainer(**QUIET, default_root_dir=tmp_path, callbacks=[merge])
+    trainer.test(model, StandIns(tasks), verbose=False)
+    assert {s.variant for s in model.scores()} == {"pretrained", "finetuned", "ensemble", "mean", "ties"}
+    base = dict(model.model.get_base_model().named_parameters())
+    for adapter in model.adapters():
+        assert len(adapter) == len(base)
+        assert "have no place in" in adapter.metadata["notes"][0]  # the text tower
+        for name, value in adapter.dense().items():
+            key = name if name in base else f"{name}.weight"
+            torch.testing.assert_close(value.reshape(base[key].shape), towers[adapter.name][key] - base[key])
 
 
 class Pickled(nn.Linear):
