@@ -95,7 +95,7 @@ def main() -> None:
     """Read the command line and write."""
     parser = argparse.ArgumentParser(description="Write the data of examples/nli.")
     parser.add_argument("--output", type=Path, default=Path("runs/nli"), help="the folder (default: runs/nli)")
-    parser.add_argument("--rows", type=int, default=2400, help="examples of a task at most (default: 2400)")
+    parser.add_argument("--rows", type=int, default=2000, help="examples of a task at most (default: 2000)")
     arguments = parser.parse_args()
     try:
         counts = prepare(arguments.output, arguments.rows)

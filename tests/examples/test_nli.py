@@ -1,4 +1,4 @@
-"""The example on real text, whole: ten minutes on two cores, where its packages are installed."""
+"""The example on real text, whole: ten minutes on one core, where its packages are installed."""
 
 import importlib.util
 import json
@@ -68,7 +68,7 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
 @pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed; `make nli-example` installs them")
 def test_three_adapters_are_trained_merged_and_tested_on_real_text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    prepare(Path("runs/nli"), rows=2400)
+    prepare(Path("runs/nli"), rows=2000)
     assert main(["fit", "--config", str(EXAMPLE / "fit.yaml")]) in (0, None)
     results = json.loads(Path("runs/nli/run/results.json").read_text())
     accuracy = {(row["variant"], row["task"]): row["value"] for row in results["scores"] if row["metric"] == "accuracy"}
