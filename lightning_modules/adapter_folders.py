@@ -151,6 +151,8 @@ def _install(
         )
     weights = {key: value for key, value in weights.items() if key not in saved}
     config.modules_to_save, config.task_type, config.inference_mode = None, None, False  # heads are kept apart
+    if head and isinstance(config.exclude_modules, set | list):  # the head's layers, which the backbone has not
+        config.exclude_modules = {one for one in config.exclude_modules if not one.startswith(f"{head}.")} or None
     try:
         model = add_adapter(model or backbone, adapter.name, config)
     except (TypeError, ValueError) as error:

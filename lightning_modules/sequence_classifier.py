@@ -131,7 +131,8 @@ class SequenceClassifier(LoRATasks):
         for config in getattr(self.model, "peft_config", {}).values():
             # So that PEFT finds the head in what is saved, and puts no LoRA into it.
             config.task_type, config.modules_to_save = "SEQ_CLS", [self.head_name]
-            config.exclude_modules = layers or None
+            if not isinstance(config.exclude_modules, str):
+                config.exclude_modules = sorted({*layers, *(config.exclude_modules or ())}) or None
 
     def build_evaluator(self, tasks: Sequence[Any]) -> Evaluator:
         """Make each task's metric; text tasks have no joint label space."""
