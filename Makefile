@@ -1,6 +1,6 @@
 # make quickstart   adapters, merges, one table and curves, from a fresh clone
 # make nli-example  the same for pairs of sentences, with an encoder of 23 million parameters
-# make test         the whole fast test suite
+# make test         the whole fast test suite, on all cores
 # make lint         ruff, as CI runs it
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ nli-example: install
 	$(BIN)/python launch/fit.py --config examples/nli/fit.yaml
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

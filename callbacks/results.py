@@ -370,7 +370,7 @@ def results_view(results: Results, width: int) -> RenderableType:
     table = results_table(results)
     tables = [table] if _width(table) <= width else _narrow_tables(results, fits)
     if BY_NAME in results.spaces:
-        by_name = joint_columns(results, "all", BY_NAME) + joint_columns(results, "mean", BY_NAME)
+        by_name = joint_columns(results, "all", BY_NAME)
         heading = "One label space for all tasks, labels of equal names as one"
         tables += [results_table(results, chosen, heading) for chosen in _split(by_name, fits)]
     return tables[0] if len(tables) == 1 else Group(*(part for table in tables for part in (table, "")))
@@ -379,6 +379,8 @@ def results_view(results: Results, width: int) -> RenderableType:
 def _narrow_tables(results: Results, fits: Callable[[list[Column]], bool]) -> list[Table]:
     own = own_columns(results)
     joint = joint_columns(results) + joint_columns(results, "mean")
+    if not fits(joint):  # results.csv and report.md have all
+        joint = [column for column in joint if not column.heading.startswith("hits@10")]
     heading = "One label space for all tasks, hits@k in %: over all examples, and mean over tasks"
     if not fits(own):
         tasks = len(results.tasks)

@@ -105,7 +105,7 @@ def test_one_adapter_and_names(adapters, capsys):
     assert "p, q" in run(capsys, *adapters[:2], "--names", "p", "q")
 
 
-def test_adapters_of_different_modules_are_compared_where_they_can_be(adapters, tmp_path, capsys):
+def test_adapters_of_different_modules_are_compared_where_they_can_be(adapters, tmp_path, capsys, wide):
     part = {"layers.0.q_proj": low_rank(5)["layers.0.q_proj"]}
     save_adapter(Adapter(part, "part", base_model="org/other"), tmp_path / "part")
     out = run(capsys, adapters[0], tmp_path / "part")

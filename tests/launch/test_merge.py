@@ -81,7 +81,7 @@ def test_layers_of_words():
     assert stacked([preset, split_steps(["--transforms", "dare"])]).transforms[0].fields == {}
 
 
-def test_rank_dtype_and_heads(tmp_path, merged, capsys):
+def test_rank_dtype_and_heads(tmp_path, merged, capsys, wide):
     paths = [write_adapter(tmp_path / name, seed) for seed, name in enumerate("ab")]
     for path in paths:
         save_file({"score.weight": torch.ones(2, 3)}, Path(path) / "head.safetensors")
@@ -94,7 +94,7 @@ def test_rank_dtype_and_heads(tmp_path, merged, capsys):
     assert (merged / "heads" / "a.safetensors").is_file()
 
 
-def test_into_a_full_model(adapters, tmp_path, merged, capsys):
+def test_into_a_full_model(adapters, tmp_path, merged, capsys, wide):
     base = tmp_path / "base"
     base.mkdir()
     weights = {f"{module}.weight": torch.ones(shape) for module, shape in SHAPES.items()} | {
