@@ -11,7 +11,7 @@ from lightning_modules.adapter_folders import write_adapter
 class AdapterCheckpoint(Callback):
     """Write ``<run folder>/adapters/<task>`` whenever a validation finds that task's best adapter so far.
 
-    The folder is what `PeftModel.from_pretrained` loads; the task's head (head.safetensors) and metrics.json
+    The folder is what `PeftModel.from_pretrained` loads; the task's head and metrics.json
     (validation score, training batches, base model, fingerprints of the data splits) stand beside the weights. A task
     that no validation has measured is written as it stands when training ends, and so is a folder that is missing.
     """

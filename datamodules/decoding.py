@@ -26,17 +26,6 @@ _BLOCK = 512  # pictures that are decoded at once, so that memory stays bounded
 Result = TypeVar("Result")
 
 
-class PictureError(SheetbendError):
-    """A picture that cannot be read; one line also where it comes out of a worker process.
-
-    There torch makes the message the text of the traceback, whose last line is what was said.
-    """
-
-    def __init__(self, message: str):
-        last = message.strip().splitlines()[-1]
-        super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))
-
-
 class Images(Protocol):
     """Pictures of one size by number, wherever they come from."""
 
@@ -75,7 +64,7 @@ def _readable(source: ImageSource, row: int, owner: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = reason.split(" <_io.BytesIO")[0]
-        raise PictureError(
+        raise SheetbendError(
             f"{owner}: {source.where(row)} cannot be decoded as a picture ({reason}); replace the file, or take it out"
         ) from None
 

@@ -70,6 +70,7 @@ class GenerationSplit:
     def __init__(self, examples: Examples, tokens: PromptTokens, training: bool):
         self.examples = examples
         self.labels = torch.tensor(examples.labels, dtype=torch.int64)
+        self.references = examples.answers
         self._tokens = tokens
         # Evaluation visits its few examples again and again, training its many perhaps never.
         whole = None if training else tokens.prompts(examples.prompts)

@@ -85,6 +85,8 @@ class Split(Protocol):
 
     Attributes:
         labels: int64 (N,).
+
+    A split of answers in words also has ``references``, N right answers.
     """
 
     labels: Tensor
@@ -138,9 +140,11 @@ class ArrayData:
 
 
 def fingerprint(split: Split) -> str:
-    """Return a hash of a split's examples and labels in their order, as 64 hexadecimal digits."""
+    """Return a hash of a split's examples, labels and references in their order, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for key in split.example_keys():
         digest.update(key)
     digest.update(split.labels.numpy().tobytes())
+    for text in getattr(split, "references", ()):
+        digest.update(hashlib.sha256(text.encode()).digest())
     return digest.hexdigest()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+from torch import nn
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -115,3 +116,16 @@ def content_key(name: str) -> str:
         revision = Path(cached).parent.name if isinstance(cached, str) else uuid.uuid4().hex
         digest.update(f"{name}@{revision}".encode())
     return digest.hexdigest()[:16]
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let a model of transformers compute its activations again in the backward pass.
+
+    Raises:
+        SheetbendError: it cannot.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise SheetbendError(f"gradient_checkpointing is true, but {type(model).__name__} has none; leave it out")
+    # The newer name, where there is one; the older warns that it will go.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

@@ -15,7 +15,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_modules.adapter_folders import find_adapters, install_adapters, refuse_full_checkpoints
-from lightning_modules.backbones import base_name
+from lightning_modules.backbones import base_name, checkpoint_activations
 from lightning_modules.checks import check_number
 from lightning_modules.evaluation import VariantTester
 from lightning_modules.lora import LoRA, adapter_parameters, live_adapter, wrap
@@ -198,12 +198,7 @@ class LoRATasks(VariantTester):
         self.evaluator = self.build_evaluator(tasks)
 
     def _checkpoint_activations(self) -> None:
-        backbone = self.model.get_base_model()
-        if not hasattr(backbone, "gradient_checkpointing_enable"):
-            raise SheetbendError(
-                f"gradient_checkpointing is true, but {type(backbone).__name__} has none; leave it out"
-            )
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(self.model.get_base_model())
 
     # Training.
 

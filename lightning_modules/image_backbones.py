@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from datamodules.images import ImageTransform
-from lightning_modules.backbones import base_name, content_key, load_pretrained
+from lightning_modules.backbones import base_name, checkpoint_activations, content_key, load_pretrained
 from lightning_modules.text_heads import TextEncoder
 from mergers import SheetbendError
 
@@ -63,9 +63,7 @@ class ImageBackbone(ABC):
 
     def checkpoint_activations(self, module: nn.Module) -> None:
         """Let ``module``, of `load`, compute its activations again in the backward pass."""
-        if not getattr(module, "supports_gradient_checkpointing", False):
-            raise SheetbendError(f"gradient_checkpointing is true, but {type(module).__name__} has none; leave it out")
-        module.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(module)
 
 
 def image_backbone(name: str) -> ImageBackbone:

@@ -2,10 +2,20 @@
 
 
 class SheetbendError(ValueError):
-    """A fault the user can fix; its message is one line that names the thing, its value and the way out.
+    r"""A fault the user can fix; its message is one line that names the thing, its value and the way out.
 
-    The command line prints the message without a traceback and exits with status 2.
+    The command line prints the message without a traceback and exits with status 2. Raised in a worker process of
+    torch's DataLoader, it is raised again with the text of the worker's traceback, of which the last line is kept.
+
+    >>> print(SheetbendError("Caught it in a worker.\nOriginal Traceback ...\nmergers.errors.SheetbendError: x is 1"))
+    x is 1
     """
+
+    def __init__(self, message: str = "") -> None:
+        if "\nOriginal Traceback" in message:
+            last = message.strip().splitlines()[-1]
+            message = last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: ")
+        super().__init__(message)
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

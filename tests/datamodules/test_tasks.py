@@ -1,6 +1,8 @@
 import pytest
+import torch
 
-from datamodules import Task
+from datamodules import ArrayData, Task
+from datamodules.tasks import fingerprint
 from mergers import SheetbendError
 
 
@@ -18,3 +20,13 @@ from mergers import SheetbendError
 def test_tasks_that_cannot_be_meant_are_refused(arguments, message):
     with pytest.raises(SheetbendError, match=message):
         Task(*arguments)
+
+
+def test_fingerprints_follow_references():
+    class Answered(ArrayData):
+        references = ("yes", "no")
+
+    split = Answered(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]))
+    first = fingerprint(split)
+    split.references = ("yes", "yes")
+    assert fingerprint(split) != first
