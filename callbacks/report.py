@@ -19,9 +19,9 @@ from callbacks.results import (
 from lightning_modules.scores import Score
 
 CAPTIONS = {
-    "bars.png": "Accuracy of every variant on every task",
-    "normalised.png": "Accuracy as a share of finetuned, mean over tasks",
-    "curves.png": "Validation accuracy over training",
+    "bars.png": "{} of every variant on every task",
+    "normalised.png": "{} as a share of finetuned, mean over tasks",
+    "curves.png": "Validation {} over training",
 }
 
 
@@ -39,7 +39,8 @@ def report(results: Results, plots: Sequence[str] = (), command: str | None = No
     seed = f", seed {meta['seed']}" if meta.get("seed") is not None else ""
     size = f"{counted(len(results.tasks), 'task')}, {counted(results.examples, f'{split} example')}{seed}."
     parts = [f"# {meta.get('run', 'run')}: {split} results", size, *_tables(results)]
-    parts += [f"![{CAPTIONS[name]}](plots/{name})" for name in CAPTIONS if name in plots]
+    captions = {name: words.format(results.measure) for name, words in CAPTIONS.items()}
+    parts += [f"![{words[0].upper()}{words[1:]}](plots/{name})" for name, words in captions.items() if name in plots]
     parts += _settings(results)
     parts += _repeat(command)
     parts += _data(results, split)

@@ -7,12 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.classification import (
-    BinaryAccuracy,
-    BinaryF1Score,
-    MulticlassAccuracy,
-    MulticlassMatthewsCorrCoef,
-)
+from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, MulticlassAccuracy
 
 from datamodules.label_space import JointLabels
 from lightning_modules.scores import Score
@@ -25,8 +20,35 @@ def _accuracy(classes: int) -> Metric:
     return MulticlassAccuracy(classes, average="micro", validate_args=False)
 
 
-def _matthews(classes: int) -> Metric:
-    return MulticlassMatthewsCorrCoef(classes, validate_args=False)
+class Matthews(Metric):
+    """Matthews' correlation of predicted and true class (Gorodkin, 2004, for more than two classes).
+
+    0 where all predictions, or all true classes, are one class, as in scikit-learn and GLUE; torchmetrics' own gives
+    other values there.
+
+    Args:
+        classes: number of classes.
+    """
+
+    full_state_update = False
+
+    def __init__(self, classes: int):
+        super().__init__()
+        self.add_state("confusion", torch.zeros(classes, classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, true: Tensor) -> None:
+        """Count classes, both (N,) int64."""
+        classes = len(self.confusion)
+        counts = torch.bincount(true * classes + predicted, minlength=classes**2)
+        self.confusion += counts.reshape(classes, classes)
+
+    def compute(self) -> Tensor:
+        """Return the correlation, a scalar in [-1, 1]."""
+        counts = self.confusion.cpu().double()
+        true, predicted, total = counts.sum(1), counts.sum(0), counts.sum()
+        covariance = counts.trace() * total - true @ predicted
+        spread = (total**2 - predicted @ predicted) * (total**2 - true @ true)
+        return covariance / spread.sqrt() if spread > 0 else torch.zeros((), dtype=torch.float64)
 
 
 def _accuracy_and_f1(classes: int) -> Metric:
@@ -39,7 +61,7 @@ def _accuracy_and_f1(classes: int) -> Metric:
 # accuracy_and_f1 is GLUE's mean of both, F1 of class 1.
 METRICS: dict[str, Callable[[int], Metric]] = {
     "accuracy": _accuracy,
-    "matthews": _matthews,
+    "matthews": Matthews,
     "accuracy_and_f1": _accuracy_and_f1,
 }
 

@@ -75,6 +75,22 @@ def test_each_metric_equals_that_of_scikit_learn(metric, classes, reference):
     assert all(score.count == 60 for score in scores)
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("predicted", [0, 1, None])
+@pytest.mark.parametrize("true", [0, 1, None])
+def test_matthews_of_one_class_is_that_of_scikit_learn(classes, predicted, true):
+    """A collapsed merge says one class always; that is no correlation."""
+    generator = torch.Generator().manual_seed(1)
+    made, labels = (
+        torch.randint(classes, (40,), generator=generator) if one is None else torch.full((40,), one)
+        for one in (predicted, true)
+    )
+    evaluator = Evaluator([task("a", classes, metric="matthews")])
+    evaluator.update("x", "a", torch.nn.functional.one_hot(made, classes).float(), {}, labels)
+    expected = matthews_corrcoef(labels.numpy(), made.numpy())
+    assert evaluator.scores()[0].value == pytest.approx(expected, abs=1e-9)
+
+
 def test_a_metric_that_does_not_fit_is_refused():
     with pytest.raises(SheetbendError, match=r"task a: unknown metric 'rouge'; known: accuracy, matthews"):
         Evaluator([task("a", 3, metric="rouge")])
