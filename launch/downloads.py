@@ -1,6 +1,5 @@
 """What a run reads: which model files, adapters and data sets, where they are, and what of them is here."""
 
-import contextlib
 import fnmatch
 import json
 import re
@@ -19,17 +18,17 @@ from huggingface_hub import (
 
 from datamodules import TaskDataModule
 from datamodules.sources.downloads import Download
-from datamodules.sources.hub import Hub, fetch, hub_errors, look_up
+from datamodules.sources.hub import Hub, fetch, look_up
 from datamodules.sources.quiet import quiet_libraries
-from datamodules.sources.reachable import hub_answers
 from lightning_modules import LoRATasks
 from lightning_modules.adapter_folders import fill_in
 from lightning_modules.backbones import locate
 from lightning_modules.image_backbones import OPEN_CLIP
 from mergers import SheetbendError
 from mergers.adapters.heads import HEAD_FILE, PUBLISHED_HEADS_FILE
-from mergers.adapters.hub import is_hub_id
+from mergers.adapters.hub import hub_errors, is_hub_id
 from mergers.adapters.peft import CONFIG_FILE, PICKLED_WEIGHTS_FILE, WEIGHTS_FILE
+from mergers.adapters.reachable import hub_answers
 
 BACKBONE = "model.init_args.backbone"
 EVERY = "all tasks"
@@ -308,13 +307,3 @@ def _missing_of_model(model: Model) -> list[str]:
         path = cached(index)
         chosen += sorted(set(json.loads(path.read_text())["weight_map"].values())) if path else []
     return [name for name in chosen if cached(name) is None] if chosen else ["config.json"]
-
-
-@contextlib.contextmanager
-def unasked() -> Iterator[None]:
-    """Ask nothing of the hub in the block: it does not answer, and its package would try again and again."""
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before

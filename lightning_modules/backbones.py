@@ -2,18 +2,19 @@
 
 import contextlib
 import hashlib
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import is_offline_mode, try_to_load_from_cache
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from torch import nn
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from mergers import SheetbendError
+from mergers.adapters.reachable import asked_if_it_answers, cache_only
 
 SHIPPED = Path(__file__).parent / "base_models"
 
@@ -57,11 +58,15 @@ def base_name(name: str) -> str:
 def load_pretrained(loader: Callable[..., Any], name: str, **options: Any) -> Any:
     """Call ``loader`` (some ``from_pretrained``) for ``name``; say in one line what is missing when it fails."""
     source = locate(name)
+    on_hub = not Path(source).is_dir()
     try:
-        with _quiet():
+        with _quiet(), asked_if_it_answers() if on_hub else contextlib.nullcontext():
             return loader(source, **options)
     except OSError as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        if on_hub and is_offline_mode():
+            offline = " (HF_HUB_OFFLINE is set)"
+        else:
+            offline = " (the hub cannot be reached)" if on_hub and cache_only() else ""
         first_line = str(error).strip().splitlines()[0]
         raise SheetbendError(
             f"backbone {name!r} could not be loaded{offline}: {first_line}; give a model folder, or download it first "
@@ -89,16 +94,22 @@ def load_tokenizer(name: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from listing the half of a checkpoint that a tower leaves out."""
+    """Keep transformers from listing the half of a checkpoint that a tower leaves out; downloads keep their bars.
+
+    Those of the hub's package show on a terminal alone.
+    """
     level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    hub_bars = disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # which turns off those of the hub too
+    hub_bars()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
         if bar:
             transformers_logging.enable_progress_bar()
+        hub_bars()
 
 
 def content_key(name: str) -> str:

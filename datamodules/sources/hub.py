@@ -1,16 +1,15 @@
 """Data sets on the Hugging Face hub: which files a split has, and those files on this machine."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import DatasetCard, errors, is_offline_mode, snapshot_download
+from huggingface_hub import DatasetCard, snapshot_download
 
 from datamodules.sources.downloads import Download
 from datamodules.sources.quiet import quiet_libraries
-from datamodules.sources.reachable import hub_answers
-from mergers.adapters.files import one_line
+from mergers.adapters.hub import hub_errors
+from mergers.adapters.reachable import cache_only
 from mergers.errors import SheetbendError
 
 # Where the hub keeps the parquet copy it makes of data sets that were published as scripts.
@@ -122,44 +121,5 @@ def _snapshot(hub: Hub, patterns: list[str] | None, dry_run: bool = False):
             allow_patterns=patterns,
             ignore_patterns=["*.py"],
             dry_run=dry_run,
-            # Without an answer what is here is read at once; switched off, the package knows and says so itself.
-            local_files_only=not is_offline_mode() and not hub_answers(),
+            local_files_only=cache_only(),
         )
-
-
-@contextlib.contextmanager
-def hub_errors(what: str, revision: str | None, way_out: str) -> Iterator[None]:
-    """Say in one line why something cannot be had from the hub.
-
-    Args:
-        what: what it is called, such as ``hub data set org/name``.
-        revision: the one that is asked for, if any.
-        way_out: what else can be done, ``or ...``.
-
-    Raises:
-        SheetbendError: In the place of whatever the hub's package raised in the block.
-    """
-    try:
-        yield
-    except SheetbendError:
-        raise
-    except Exception as error:  # its HTTP client changes with its version, and so do its exceptions
-        raise SheetbendError(f"{what} {_problem(error, revision, way_out)}") from error
-
-
-def _problem(error: Exception, revision: str | None, way_out: str) -> str:
-    cause = error.__cause__
-    if isinstance(error, errors.DryRunError) and isinstance(cause, errors.HfHubHTTPError):
-        error = cause
-    if isinstance(error, errors.GatedRepoError):
-        consent = "accept its terms on the hub, then log in with `hf auth login` or set HF_TOKEN"
-        return f"asks for consent; {consent}, {way_out}"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return "is not on the hub, or is private; check the name, or log in with `hf auth login`"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"has no revision {revision!r} on the hub; check it, {way_out}"
-    if isinstance(error, errors.LocalEntryNotFoundError | errors.DryRunError):
-        off = isinstance(cause, errors.OfflineModeIsEnabled) or "HF_HUB_OFFLINE" in str(error)
-        state = "the hub is switched off (HF_HUB_OFFLINE)" if off else "the hub cannot be reached"
-        return f"is not on this machine, or not whole, and {state}; run `sheetbend prepare` where it can, {way_out}"
-    return f"cannot be had ({type(error).__name__}: {one_line(error)}); try again, {way_out}"

@@ -79,7 +79,8 @@ def run(words: Sequence[str]) -> None:
 
 def _run(options: Namespace, configured: "ConfigurationOnly") -> None:
     from launch.commands.screen import console
-    from launch.downloads import find, hub_fault, needs, unasked
+    from launch.downloads import find, hub_fault, needs
+    from mergers.adapters.reachable import unasked
 
     screen = console(getattr(options, "quiet", False))
     fill = getattr(options, "fill_image_cache", False)
@@ -206,8 +207,8 @@ def _expected_time(found: "Sequence[Found]", total: int, mbit: float | None) -> 
 def _download(screen: "Console", found: "Sequence[Found]") -> int:
     """Bring what is missing; return how many repositories that were."""
     from datamodules.sources.downloads import complete
-    from datamodules.sources.hub import hub_errors
     from launch.commands.screen import duration, size
+    from mergers.adapters.hub import hub_errors
 
     missing = [one for one in found if one.download is not None and one.download.lacking]
     for number, one in enumerate(missing, 1):

@@ -14,10 +14,10 @@ from huggingface_hub import constants
 
 from datamodules.nli import NLI_TASKS
 from datamodules.sources import downloads
-from datamodules.sources.reachable import hub_answers
 from datamodules.vision_tasks import VISION_TASKS
 from launch.cli import main
 from launch.downloads import adapter_files, checkpoint_files, open_clip_files
+from mergers.adapters.reachable import hub_answers
 from tests.datamodules.pictures_on_disk import parquet
 from tests.datamodules.test_nli import TWO, as_parquet
 from tests.hub_stand_in import COMMIT, HubStandIn, serving
