@@ -2,15 +2,27 @@
 
 import json
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.dtypes import Int32DType, Int64DType
+from numpy.dtypes import (
+    Int8DType,
+    Int16DType,
+    Int32DType,
+    Int64DType,
+    UInt8DType,
+    UInt16DType,
+    UInt32DType,
+    UInt64DType,
+)
 
 from mergers.errors import SheetbendError
 from mergers.seeding import derive_seed
+
+INTEGERS = (Int8DType, Int16DType, Int32DType, Int64DType, UInt8DType, UInt16DType, UInt32DType, UInt64DType)
 
 # Of a test set that is published without a validation set; the first of an index file, else drawn at random.
 VALIDATION_SHARE = 0.2
@@ -92,12 +104,12 @@ def _torch_file(path: Path) -> np.ndarray:
     allowed = [
         np.ndarray,
         np.dtype,
-        Int32DType,
-        Int64DType,
+        *INTEGERS,
         reconstruct,
         (reconstruct, "numpy.core.multiarray._reconstruct"),
     ]
-    with torch.serialization.safe_globals(allowed):
+    with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a bare pickle, which is refused
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -61,6 +61,8 @@ class Task:
                 raise SheetbendError(
                     f"task {self.name}: absent class {name!r} is none of {', '.join(self.class_names)}"
                 )
+        if len(self.class_names) == 1:
+            raise SheetbendError(f"task {self.name}: it has one class, {self.class_names[0]}; give 2 or more")
 
 
 class TaskBatch(NamedTuple):

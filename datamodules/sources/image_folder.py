@@ -43,13 +43,23 @@ def read_image_folder(folder: Path) -> dict[str, ImageSource]:
 
 
 def read_class_folders(folder: Path) -> ImageSource:
-    """Read ``folder``/<class>/*; classes and files in the order of their names."""
+    """Read ``folder``/<class>/*; classes and files in the order of their names.
+
+    Raises:
+        SheetbendError: there are no class folders, or one is empty.
+    """
     classes = class_folders(folder)
     if not classes:
         raise SheetbendError(
             f"{folder}: no folder of pictures a class is there ({', '.join(SUFFIXES)}); put <class>/*, or "
             "{train,val,test}/<class>/*, below it"
         )
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path not in classes and not path.name.startswith((".", "__")):
+            raise SheetbendError(
+                f"{path}: this folder of a class holds no pictures ({', '.join(SUFFIXES)}); put some there, or take "
+                "the folder away"
+            )
     paths, labels = [], []
     for label, path in enumerate(classes):
         found = _pictures(path)

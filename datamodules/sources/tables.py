@@ -182,6 +182,8 @@ def _load(files: Sequence[Path], where: str) -> Dataset:
             f"give files of one kind: {', '.join(READERS)}"
         )
     reader, options = READERS[suffixes.pop()]
+    if not any(path.stat().st_size for path in files):
+        raise SheetbendError(f"{where}: it has no rows; fill it, or name another")
     names = [str(path) for path in files]
     try:
         # Always as "train": split names may have signs that the library does not take.
@@ -190,7 +192,11 @@ def _load(files: Sequence[Path], where: str) -> Dataset:
         )
     except Exception as error:  # of pandas, pyarrow and json
         reason = one_line(error.__cause__ or error)
+        if "corresponds to no data" in reason:  # a header alone
+            raise SheetbendError(f"{where}: it has no rows; fill it, or name another") from None
         raise SheetbendError(f"{where}: cannot be read as {reader} ({reason}); repair or replace it") from error
+    if not len(table):
+        raise SheetbendError(f"{where}: it has no rows; fill it, or name another")
     return _encoded(table)
 
 

@@ -37,15 +37,23 @@ def test_published_index_files_are_read(tmp_path):
 
 def test_every_format_says_the_same(tmp_path):
     torch.save(torch.tensor(order()), tmp_path / "tensor.pt")
-    torch.save(order().astype(np.int32), tmp_path / "array.pt")
+    for kind in (np.uint8, np.int16, np.int32, np.uint64):
+        torch.save(order().astype(kind), tmp_path / f"{kind.__name__}.pt")
     np.save(tmp_path / "a.npy", order())
     (tmp_path / "a.json").write_text(json.dumps(order().tolist()))
     (tmp_path / "a.txt").write_text("\n".join(map(str, order())))
     files = list(tmp_path.iterdir())
-    assert len(files) == 5
+    assert len(files) == 8
     for path in files:
         read = read_index_file(path, "x", 50)
         assert read.dtype == np.int64 and (read == order()).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_bare_pickle_is_refused_without_a_warning(tmp_path):
+    (tmp_path / "a.pt").write_bytes(pickle.dumps(order().tolist()))
+    with pytest.raises(SheetbendError, match=r"a\.pt"):
+        read_index_file(tmp_path / "a.pt", "x", 50)
 
 
 class Evil:

@@ -15,6 +15,7 @@ from mergers import SheetbendError
         (("a", ("x", "x"), ("{}",)), r"must be there and differ \(x\)"),
         (("a", (), ("{}",)), "must be there"),
         (("a", ("x",), ("a photo",)), "'a photo' has no {}"),
+        (("a", ("x",), ("{}",)), "task a: it has one class, x; give 2 or more"),
     ],
 )
 def test_tasks_that_cannot_be_meant_are_refused(arguments, message):
