@@ -89,10 +89,8 @@ class PublishedTextDataModule(TextDataModule):
         num_workers: int = 0,
         seed: int | None = None,
     ):
-        if max_length is not None and max_length < 1:
-            raise SheetbendError(f"data.max_length is {max_length}; give a number of at least 1")
         self.root = None if root is None else Path(root).expanduser()
-        self.max_length = max_length
+        self.max_length = self.checked_max_length(max_length)
         super().__init__(tasks, batch_size, eval_batch_size, batches_per_epoch, num_workers, seed)
 
     @classmethod
@@ -137,7 +135,13 @@ class PublishedTextDataModule(TextDataModule):
         declared, read = self.published()[task], {}
         texts = {ours: self._texts(declared, ours, read) for ours in SPLITS}
         rows = self.parts(task, {ours: len(one) for ours, one in texts.items()})
+        # Cut as published, then freed of what nothing can be read from; of a pair, one text may be blank.
         splits = {ours: one.take(rows[ours]) for ours, one in texts.items()}
+        for ours, one in splits.items():
+            blank = one.blank()
+            if blank.any():
+                self.note(task, f"{blank.sum()} of {len(one)} {ours} examples are blank and left out.")
+                splits[ours] = one.take(np.flatnonzero(~blank))
         return self.tokenized(task, splits, self.max_length or declared.max_length)
 
     def _texts(self, declared: PublishedText, ours: str, read: dict[str, Texts]) -> Texts:
@@ -148,7 +152,7 @@ class PublishedTextDataModule(TextDataModule):
             table = self._table(declared, ours)
             columns = _columns(declared, table, where)
             labels = encode_labels(label_words(table, "label"), declared.positions(), where)
-            read[theirs] = read_texts(table, columns, labels, where)
+            read[theirs] = read_texts(table, columns, labels, where, allow_blank=True)
             published = declared.counts[declared.sources[0].splits[ours]]
             if len(table) != published:
                 self.deviation(task, f"its source has {len(table)} examples in {theirs}; {published} are published.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -29,10 +30,12 @@ class Texts:
     Attributes:
         columns: one text column, or two for pairs; each of N strings, kept as Arrow does.
         labels: int64 (N,).
+        rows: int64 (N,), where each stands in what was read, from 1; none: not known.
     """
 
     columns: tuple[pa.ChunkedArray, ...]
     labels: np.ndarray
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -41,7 +44,12 @@ class Texts:
     def take(self, rows: np.ndarray) -> "Texts":
         """Return the examples at ``rows``, in that order."""
         rows = np.asarray(rows, np.int64)
-        return Texts(tuple(one.take(pa.array(rows)) for one in self.columns), self.labels[rows])
+        columns = tuple(one.take(pa.array(rows)) for one in self.columns)
+        return Texts(columns, self.labels[rows], None if self.rows is None else self.rows[rows])
+
+    def blank(self) -> np.ndarray:
+        """Return which examples have no text at all, in none of their columns, bool (N,)."""
+        return np.logical_and.reduce([_blank(one) for one in self.columns])
 
     def blocks(self) -> Any:
         """Yield the examples some thousands at a time, as one list of strings a column."""
@@ -57,7 +65,14 @@ class Texts:
         ]
 
 
-def read_texts(table: Dataset, columns: Sequence[str], labels: np.ndarray, where: str) -> Texts:
+def _blank(values: pa.ChunkedArray) -> np.ndarray:
+    """Return which strings are missing, empty or all spaces, bool (N,)."""
+    return pc.equal(pc.utf8_trim_whitespace(values), "").fill_null(True).to_numpy()
+
+
+def read_texts(
+    table: Dataset, columns: Sequence[str], labels: np.ndarray, where: str, allow_blank: bool = False
+) -> Texts:
     """Return the texts of ``columns`` with their labels; rows of negative label are left out.
 
     Args:
@@ -65,6 +80,7 @@ def read_texts(table: Dataset, columns: Sequence[str], labels: np.ndarray, where
         columns: one or two columns of strings.
         labels: int64 (rows of the table,).
         where: what messages call the table.
+        allow_blank: take texts that are empty or all spaces as they are.
 
     Raises:
         SheetbendError: A column holds no text, or a row that is used has none.
@@ -76,11 +92,12 @@ def read_texts(table: Dataset, columns: Sequence[str], labels: np.ndarray, where
         if not (pa.types.is_string(arrow[name].type) or pa.types.is_large_string(arrow[name].type)):
             raise SheetbendError(f"{where}: column {name!r} holds {arrow[name].type}, not text; name another")
         values = arrow[name].cast(pa.large_string()).take(pa.array(kept))
-        if values.null_count:
-            row = kept[values.is_null().to_numpy(zero_copy_only=False).argmax()] + 1
+        empty = values.is_null().to_numpy() if allow_blank else _blank(values)
+        if empty.any():
+            row = kept[empty.argmax()] + 1
             raise SheetbendError(f"{where}, row {row}: column {name!r} is empty; fill it in, or leave the row out")
         texts.append(values)
-    return Texts(tuple(texts), labels[kept].astype(np.int64))
+    return Texts(tuple(texts), labels[kept].astype(np.int64), kept + 1)
 
 
 def label_words(table: Dataset, name: str) -> list[str]:
@@ -136,15 +153,23 @@ class TextSplit:
         tokenizer: of transformers, with a pad token; texts of a pair are joined its way, and padded on its side.
         max_length: tokens at most; longer texts are cut (of a pair, the longer one first). None: the tokenizer's limit.
         pad_to_multiple_of: batches are made this much wider where needed; 1 leaves them as they are.
+        name: what messages call the split.
     """
 
-    def __init__(self, texts: Texts, tokenizer: Any, max_length: int | None = None, pad_to_multiple_of: int = 1):
+    def __init__(
+        self,
+        texts: Texts,
+        tokenizer: Any,
+        max_length: int | None = None,
+        pad_to_multiple_of: int = 1,
+        name: str = "a split of texts",
+    ):
         if tokenizer.pad_token_id is None:
             raise SheetbendError(
                 f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no pad token; give it one"
             )
         self.texts, self.tokenizer, self.pad_to_multiple_of = texts, tokenizer, pad_to_multiple_of
-        self.max_length = max_length
+        self.max_length, self.name = max_length, name
         self.labels = torch.from_numpy(texts.labels)
         self._tokens: dict[str, np.ndarray] | None = None
 
@@ -155,7 +180,7 @@ class TextSplit:
     def prepare(self) -> None:
         """Tokenise, unless that is done."""
         if self._tokens is None:
-            self._tokens = tokenize(self.texts, self.tokenizer, self.max_length)
+            self._tokens = tokenize(self.texts, self.tokenizer, self.max_length, self.name)
 
     def lengths(self) -> np.ndarray:
         """Return the tokens of each example, int64 (N,)."""
@@ -193,16 +218,21 @@ class TextSplit:
         return np.argsort(-self.lengths(), kind="stable").tolist()
 
 
-def tokenize(texts: Texts, tokenizer: Any, max_length: int | None = None) -> dict[str, np.ndarray]:
+def tokenize(
+    texts: Texts, tokenizer: Any, max_length: int | None = None, name: str = "a split of texts"
+) -> dict[str, np.ndarray]:
     """Return the tokens of all examples in a row.
 
     Returns:
         ``ids`` int32 (all tokens,), ``starts`` int64 (N + 1,), and ``types`` uint8 (all tokens,), the part of a pair
         that a token belongs to, where the tokenizer's models take it.
+
+    Raises:
+        SheetbendError: An example has no tokens; the message says ``name`` and the example's row.
     """
     # Workers are forked after this and never tokenise; without the variable the library warns of a fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    limit = min(max_length or tokenizer.model_max_length, tokenizer.model_max_length)
+    limit = tokenizer.model_max_length if max_length is None else min(max_length, tokenizer.model_max_length)
     # A tokenizer that knows no limit says 10^30, which its library cannot take.
     cut = {"truncation": True, "max_length": limit} if limit < 1 << 30 else {}
     parts: dict[str, list[np.ndarray]] = {"ids": [], "types": [], "lengths": []}
@@ -213,6 +243,12 @@ def tokenize(texts: Texts, tokenizer: Any, max_length: int | None = None) -> dic
         if "token_type_ids" in tokenizer.model_input_names:
             parts["types"].append(np.fromiter(chain.from_iterable(encoded["token_type_ids"]), np.uint8))
     lengths = np.concatenate(parts["lengths"])
+    if not lengths.all():
+        # No model can answer it: there is no last token to read a class from.
+        first = int(np.flatnonzero(lengths == 0)[0])
+        row = first + 1 if texts.rows is None else texts.rows[first]
+        words = ", ".join(repr(one[first].as_py()) for one in texts.columns)
+        raise SheetbendError(f"{name}, row {row}: the tokenizer makes no tokens of {words}; leave the row out")
     tokens = {"ids": np.concatenate(parts["ids"]), "starts": np.concatenate([[0], np.cumsum(lengths)])}
     return tokens | ({"types": np.concatenate(parts["types"])} if parts["types"] else {})
 
@@ -220,18 +256,22 @@ def tokenize(texts: Texts, tokenizer: Any, max_length: int | None = None) -> dic
 class TextDataModule(TaskDataModule):
     """Tasks of texts; what all datamodules of them share. They take the tokenizer from the model."""
 
+    gives = "texts"
     _tokenizer: Any = None
     _model_limit: int | None = None
 
     def attach(self, module: Any) -> None:
         """Take the tokenizer of a model of texts, and the longest text that it takes."""
-        self._tokenizer = getattr(module, "tokenizer", None)
-        self._model_limit = getattr(module, "max_length", None)
-        if self._tokenizer is None:
-            raise SheetbendError(
-                f"{type(self).__name__} gives texts, and {type(module).__name__} has no tokenizer for them; "
-                "choose a model of texts, such as SequenceClassifier"
-            )
+        super().attach(module)
+        self._tokenizer, self._model_limit = module.tokenizer, module.max_length
+        self.prepared_with((self._tokenizer, self._model_limit))
+
+    @staticmethod
+    def checked_max_length(max_length: int | None) -> int | None:
+        """Return ``max_length``; raise `SheetbendError` unless it is none or 2 and more."""
+        if max_length is not None and (not isinstance(max_length, int) or max_length < 2):
+            raise SheetbendError(f"data.max_length is {max_length}; give a number of at least 2, or nothing")
+        return max_length
 
     def tokenized(self, task: str, splits: Mapping[str, Texts], max_length: int | None) -> dict[str, TextSplit]:
         """Return the splits of ``task`` for the model's tokenizer.
@@ -246,10 +286,13 @@ class TextDataModule(TaskDataModule):
             raise SheetbendError(f"task {task}: texts need the tokenizer of a model; call attach(model) before setup")
         limits = [limit for limit in (max_length, self._model_limit) if limit is not None]
         limit = min(limits) if limits else None
-        return {name: TextSplit(texts, self._tokenizer, limit) for name, texts in splits.items()}
+        return {
+            name: TextSplit(texts, self._tokenizer, limit, name=f"task {task}, its {name} split")
+            for name, texts in splits.items()
+        }
 
     def train_dataloader(self) -> DataLoader:
         """Return one loader of `TaskBatch`, tasks in turn."""
-        for task in self.tasks:
-            self.split(task.name, "train").prepare()
+        for task in self.task_names:
+            self.split(task, "train").prepare()
         return super().train_dataloader()

@@ -1,5 +1,6 @@
 """One's own texts by configuration alone: a file, a folder or a hub data set, and the names of its columns."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ class TextTable:
         test: the same for test.
         group: a column; examples of one value (a question with its answers, say) never come into two splits.
         label_space: tasks that name the same one have the same classes, so that their heads can be merged; those that a
-            task's train split lacks are left out of its choice.
+            task's train split lacks are left out of its choice. Without ``class_names`` they are those of the tasks in
+            use: give them where tasks are trained apart.
         metric: accuracy, matthews or accuracy_and_f1.
     """
 
@@ -66,6 +68,8 @@ class TextTable:
             raise SheetbendError(f"{where}: text names {len(self.columns)} columns; name one, or two for pairs")
         if self.path is not None and self.hub is not None:
             raise SheetbendError(f"{where}: path {self.path} and hub {self.hub} are both given; give one")
+        if self.hub is None and (self.config is not None or self.revision is not None):
+            raise SheetbendError(f"{where}: config and revision are of a hub data set; name its hub, or leave them out")
         if self.path is None and self.hub is None and self.splits is None:
             raise SheetbendError(f"{where}: there is nothing to read; give path, hub, or splits with a file each")
         whole = self.path is not None and not Path(self.path).expanduser().is_dir()
@@ -78,8 +82,7 @@ class TextTable:
                 f"{where}: splits is {self.splits}; say what train is called (without path and hub: its file), and val "
                 "and test where they are there, for example {train: train, val: validation, test: test}"
             )
-        shares = [self.val, self.test]
-        if min(shares) <= 0 or sum(shares) >= 1:
+        if not (self.val > 0 and self.test > 0 and self.val + self.test < 1):  # so that nan is refused too
             raise SheetbendError(
                 f"{where}: val {self.val} and test {self.test} are shares of train; give two that leave some"
             )
@@ -137,7 +140,9 @@ class TextTableDataModule(TextDataModule):
         if overlap not in ("refuse", "report"):
             raise SheetbendError(f"data.overlap is {overlap!r}; give refuse or report")
         self.overlap = overlap
-        self.tables, self.max_length = tables, max_length
+        if not tables:
+            raise SheetbendError("data.tables is empty; declare a task there: {name: {path: .., text: .., label: ..}}")
+        self.tables, self.max_length = tables, self.checked_max_length(max_length)
         super().__init__(
             list(tables) if tasks is None else tasks,
             batch_size,
@@ -148,21 +153,31 @@ class TextTableDataModule(TextDataModule):
         )
 
     def task_table(self) -> dict[str, Task]:
-        """Return the tasks by name; where classes are not given, or are shared, reads the labels of train."""
-        for name, table in self.tables.items():
-            table.check(name)
-        present = {name: self._present(name, table) for name, table in self.tables.items()}
+        """Return the tasks in use; where classes are not given, or are shared, reads the labels of train."""
+        for name in self.task_names:
+            self.check(name)
+        present = {name: self._present(name, self.tables[name]) for name in self.task_names}
         tasks = {}
-        for name, table in self.tables.items():
+        for name in self.task_names:
+            table = self.tables[name]
             space = table.label_space
-            mates = [other for other, one in self.tables.items() if one.label_space == space] if space else [name]
+            mates = self._mates(space) if space else [name]
             classes = self._classes(mates, present)
             absent = tuple(one for one in classes if space and one not in present[name])
             tasks[name] = Task(name, classes, label_set=space, absent=absent, metric=table.metric)
         return tasks
 
+    def known_names(self) -> list[str]:
+        """Return the names of all tables; reads nothing."""
+        return list(self.tables)
+
+    def check(self, task: str) -> None:
+        """Raise `SheetbendError` if what is said of ``task`` does not fit together, or a file is not there."""
+        self.tables[task].check(task)
+
     def sources(self, task: str) -> dict[str, tuple[Hub | Path, str]]:
-        """Return what train, val and test are read from, and the split's name there."""
+        """Return what train, val and test are read from, and the split's name there; refuses what `check` does."""
+        self.check(task)
         return self.tables[task].sources()
 
     def load(self, task: str) -> dict[str, TextSplit]:
@@ -187,16 +202,25 @@ class TextTableDataModule(TextDataModule):
         where = f"task {task}, {source}" + (
             "" if isinstance(source, Path) and source.is_file() else f", split {theirs}"
         )
-        read = read_table(source, theirs)
+        with way_out(f"or put a copy into a folder and name it: path of task {task}, in the place of hub"):
+            read = read_table(source, theirs)
         require_columns(read, [*table.columns, table.label, *([table.group] if table.group else [])], where)
         return read, where
+
+    def _mates(self, space: str) -> list[str]:
+        """Return the tables that have a say in the classes of a label space: those in use, and those that name them."""
+        return [
+            name
+            for name, one in self.tables.items()
+            if one.label_space == space and (name in self.task_names or one.class_names is not None)
+        ]
 
     def _present(self, task: str, table: TextTable) -> list[str]:
         """Return the classes of train; where they are given and its own, without reading it."""
         if table.class_names is not None and table.label_space is None:
             return _named(table)
         read, where = self._table(task, "train")
-        labels = _labels(read, table.label)
+        labels = _labels(read, table.label, where)
         if isinstance(table.class_names, dict):
             # Which class a label means is known; all labels are checked when the examples are read.
             means = {str(word): one for word, one in table.class_names.items()}
@@ -219,7 +243,9 @@ class TextTableDataModule(TextDataModule):
                 "list the same, in one order"
             )
         mapped = dict.fromkeys(name for one in tables if isinstance(one.class_names, dict) for name in _named(one))
-        classes = lists[0] if lists else tuple(mapped) or _ascending({one for name in mates for one in present[name]})
+        classes = lists[0] if lists else tuple(mapped) or _ascending(
+            {one for name in mates for one in present.get(name, ())}
+        )
         for name in mapped:
             if name not in classes:
                 raise SheetbendError(
@@ -231,7 +257,7 @@ class TextTableDataModule(TextDataModule):
         """Return the examples of a source that have a class, and their groups."""
         table, (read, where) = self.tables[task], self._table(task, ours)
         classes = next(one for one in self.tasks if one.name == task).class_names
-        labels = _positions(_labels(read, table.label), table, classes, where)
+        labels = _positions(_labels(read, table.label, where), table, classes, where)
         texts = read_texts(read, table.columns, labels, where)
         values = column(read, table.group) if table.group else [None] * len(read)
         return texts, [values[row] for row in np.flatnonzero(labels >= 0)]
@@ -294,17 +320,32 @@ def _refuse_shared_groups(task: str, name: str, groups: Mapping[str, Sequence]) 
         seen.update(dict.fromkeys(groups[split], split))
 
 
-def _labels(table: Dataset, name: str) -> list[str]:
-    """Return each row's label as it is written; empty where there is none."""
+def _labels(table: Dataset, name: str, where: str) -> list[str]:
+    """Return each row's label as it is written; empty where there is none.
+
+    Raises:
+        SheetbendError: a label is neither a word nor a whole number.
+    """
     values, names = column(table, name), class_names(table, name)
     if names is not None:
         return [names[value] if value is not None and 0 <= value < len(names) else "" for value in values]
-    return ["" if value is None else _written(value) for value in values]
+    labels = [_written(value) for value in values]
+    if None in labels:
+        row = labels.index(None)
+        raise SheetbendError(
+            f"{where}, row {row + 1}: label {values[row]!r} is neither a word nor a whole number; name another column, "
+            "or write classes there"
+        )
+    return labels
 
 
-def _written(value: object) -> str:
-    """Spell a label: 1.0, which is how some tables keep whole numbers, is 1."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _written(value: object) -> str | None:
+    """Spell a label, 1.0 as 1, since some tables keep whole numbers so; empty if missing, None for what is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, str | int) else None
 
 
 def _named(table: TextTable) -> list[str]:
@@ -328,8 +369,10 @@ def _positions(labels: Sequence[str], table: TextTable, classes: Sequence[str], 
         SheetbendError: a row has no label, or one that is no class.
     """
     known = {name: code for code, name in enumerate(classes)}
+    words = list(classes)
     if isinstance(table.class_names, dict):
         known = {str(word): -1 if one is None else known[one] for word, one in table.class_names.items()}
+        words = list(known)
     elif not any(label in known for label in labels):
         # Words are meant by name; where no label is one, whole numbers are meant by the order of the classes.
         known |= {str(code): code for code in range(len(classes))}
@@ -339,7 +382,7 @@ def _positions(labels: Sequence[str], table: TextTable, classes: Sequence[str], 
         if label not in known:
             outside = f"outside the range 0 to {len(classes) - 1} of " if label.lstrip("-").isdigit() else "none of "
             raise SheetbendError(
-                f"{where}, row {row}: label {label!r} is {outside}the classes {', '.join(known)}"
-                f"{did_you_mean(label, list(known))}; correct it, or name it in class_names"
+                f"{where}, row {row}: label {label!r} is {outside}the classes {', '.join(words)}"
+                f"{did_you_mean(label, words)}; correct it, or name it in class_names"
             )
     return np.array([known[label] for label in labels], np.int64)

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
+from tokenizers import processors
 
 from datamodules.tasks import fingerprint
 from datamodules.text import Texts, TextSplit, encode_labels, label_words, plain, read_texts
@@ -84,6 +85,15 @@ def test_nothing_is_tokenised_before_it_is_needed(monkeypatch):
     assert len(split) == 5 and len(split.example_keys()) == 5 and split.labels.shape == (5,)
 
 
+def test_an_example_of_no_tokens_is_refused():
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    texts = read_texts(Dataset.from_dict({"text": ["dog", "cat", " "]}), ["text"], np.array([0, -1, 1]), "x", True)
+    split = TextSplit(texts, tokenizer, name="task m, its test split")
+    with pytest.raises(SheetbendError, match="task m, its test split, row 3: the tokenizer makes no tokens of ' '"):
+        split.eval_order()
+
+
 def test_pad_token_is_needed():
     tokenizer = word_tokenizer()
     tokenizer.pad_token = None
@@ -118,5 +128,12 @@ def test_read_texts():
     assert kept.columns[0].to_pylist() == ["a", "c"] and kept.labels.tolist() == [1, 0]
     with pytest.raises(SheetbendError, match="file x, row 2: column 'text' is empty"):
         read_texts(table, ["text"], np.array([1, 1, 0]), "file x")
+    spaces = Dataset.from_dict({"text": ["a", " \t\u00a0", ""], "more": ["", "b", " "]})
+    with pytest.raises(SheetbendError, match="file x, row 2: column 'text' is empty"):
+        read_texts(spaces, ["text"], np.array([1, 1, 0]), "file x")
+    with pytest.raises(SheetbendError, match="file x, row 3: column 'more' is empty"):
+        read_texts(spaces, ["more"], np.array([-1, 1, 0]), "file x")
+    pairs = read_texts(spaces, ["text", "more"], np.array([1, 1, 0]), "file x", allow_blank=True)
+    assert pairs.blank().tolist() == [False, False, True] and pairs.rows.tolist() == [1, 2, 3]
     with pytest.raises(SheetbendError, match="column 'number' holds int64, not text"):
         read_texts(table, ["number"], np.array([1, 1, 0]), "file x")

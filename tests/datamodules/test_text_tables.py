@@ -226,7 +226,7 @@ def test_bad_input(tmp_path):
     refused("row 3: label 'so so' is none of the classes good, bad; correct it", class_names=["good", "bad"])
     refused("row 1: label 'good' is none of the classes godo.*did you mean", class_names={"godo": "x", "bad": "y"})
     numbers = write(tmp_path / "numbers.csv", rows(labels=[0, 1, 7]))
-    refused("row 3: label '7' is outside the range 0 to 1 of", path=numbers, class_names=["no", "yes"])
+    refused("row 3: label '7' is outside .* of the classes no, yes; ", path=numbers, class_names=["no", "yes"])
     refused("label '7' is outside the range", path=numbers, class_names=["no", "yes"], label_space="s")
     one = write(tmp_path / "one.csv", rows(labels=["a"]))
     refused("column 'mood' has 1 label; classes must be 2 or more", path=one)
@@ -236,6 +236,26 @@ def test_bad_input(tmp_path):
     empty = rows(6)
     empty[1]["text"] = None
     refused("row 2: column 'text' is empty", path=write(tmp_path / "none.jsonl", empty))
+    for blank, kind in (("", "csv"), ("  ", "jsonl"), ("", "parquet")):
+        empty[1]["text"] = blank
+        refused("row 2: column 'text' is empty", path=write(tmp_path / f"blank.{kind}", empty))
+    floats = [row | {"mood": [0.0, float("nan"), 1.0][i % 3]} for i, row in enumerate(rows(9))]
+    refused("row 2: there is no label", path=write(tmp_path / "nan.parquet", floats))
+    refused(r"row 2: label 0.5 is neither a word", path=write(tmp_path / "half.jsonl", rows(9, labels=[0, 0.5, 1])))
+    for share in ("val", "test"):
+        refused("are shares of train", **{share: float("nan")})
+    refused("config and revision are of a hub data set", config="x")
+    for names in (["good"], {"good": "x", "bad": None, "so so": "x"}):
+        refused("task moods: it has one class, .*; give 2 or more", class_names=names)
+    (tmp_path / "head.csv").write_text("text,mood\n")
+    (tmp_path / "void.jsonl").write_text("")
+    for name in ("head.csv", "void.jsonl"):
+        refused(f"file .*{name}: it has no rows", path=str(tmp_path / name))
+    for length in (-5, 0, 1):
+        with pytest.raises(SheetbendError, match=f"data.max_length is {length}; give a number of at least 2"):
+            TextTableDataModule({"moods": TextTable("text", "mood", path)}, max_length=length)
+    with pytest.raises(SheetbendError, match=r"data\.tables is empty"):
+        TextTableDataModule({})
     refused("none for its (val|test) split", path=write(tmp_path / "few.csv", rows(3)))
     with pytest.raises(SheetbendError, match="unknown task 'mods'"):
         TextTableDataModule({"moods": TextTable("text", "mood", path)}, tasks=["mods"])
