@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from datamodules.base import SPLITS, TaskDataModule
-from datamodules.generation_tasks import GenerationTask, families
+from datamodules.generation_tasks import GenerationTask, families, is_empty
 from datamodules.prompts import PromptTokens, prompt_fields, render
 from datamodules.sources.tables import Hub, column, read_table, require_columns
 from mergers.errors import SheetbendError, did_you_mean
@@ -128,6 +128,8 @@ class GenerationDataModule(TaskDataModule):
         seed: of the order of training examples; see `TaskDataModule`.
     """
 
+    gives = "questions"
+
     def __init__(
         self,
         tasks: list[str],
@@ -210,17 +212,14 @@ class GenerationDataModule(TaskDataModule):
         """Take the tokenizer of ``module``, its architecture (seq2seq or causal) and its limit of length.
 
         Raises:
-            SheetbendError: the model generates no text, or its tokenizer cannot write the prompts or end the answers of
-                a task.
+            SheetbendError: the model takes no questions, or its tokenizer cannot write the prompts of a task or end its
+                answers.
         """
-        if not hasattr(module, "architecture"):
-            raise SheetbendError(
-                f"{type(self).__name__} asks for answers in words, which {type(module).__name__} does not give; choose "
-                "TextGenerator"
-            )
+        super().attach(module)
         if self.num_workers:
             # Workers are forked from a process that has tokenised, and tokenise themselves.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        made = {}
         for task in self.tasks:
             chat = task.chat if self.chat is None else self.chat
             try:
@@ -228,7 +227,9 @@ class GenerationDataModule(TaskDataModule):
                 tokens = PromptTokens(module.tokenizer, module.architecture, module.max_length, chat, room)
             except SheetbendError as error:
                 raise SheetbendError(f"task {task.name}: {error}") from None
-            self._tokens[task.name] = tokens
+            made[task.name] = tokens
+        self._tokens = made
+        self.prepared_with((module.tokenizer, module.architecture, module.max_length))
 
     def load(self, task: str) -> dict[str, GenerationSplit]:
         """Return the splits of one task; after `attach`."""
@@ -250,10 +251,7 @@ class GenerationDataModule(TaskDataModule):
         task = self.task_table()[name]
         train = self._read(task, "train", self._table(task, "train"))
         if task.splits.get("test") is None:
-            # What datasets.load_dataset(...)["train"].train_test_split gives, on row numbers.
-            rows = Dataset.from_dict({"row": range(len(train.prompts))})
-            parts = rows.train_test_split(test_size=task.test_fraction, seed=PUBLISHED_SEED)
-            train, test = (train.take(column(parts[part], "row")) for part in ("train", "test"))
+            train, test = self._cut(task, train if self._published(task) else self._without_repeats(name, train))
         else:
             test = self._read(task, "test", self._table(task, "test"))
         if task.splits.get("val") is None:
@@ -274,6 +272,30 @@ class GenerationDataModule(TaskDataModule):
                 raise SheetbendError(f"task {name}: its {part} split is empty; give a source with more examples")
         return found
 
+    def _published(self, task: GenerationTask) -> bool:
+        """Return whether ``task`` is of the family, not one's own; its examples are those of the published code."""
+        return self.family is not None and task.name in families()[self.family]
+
+    def _without_repeats(self, task: str, examples: Examples) -> Examples:
+        """Leave out prompts that stand twice, since chance would put them into two splits."""
+        first = {prompt: row for row, prompt in reversed(list(enumerate(examples.prompts)))}
+        if len(first) < len(examples.prompts):
+            left, whole = len(examples.prompts) - len(first), len(examples.prompts)
+            self.note(task, f"{left} of {whole} examples repeat the prompt of another and are left out.")
+        return examples.take(sorted(first.values()))
+
+    def _cut(self, task: GenerationTask, examples: Examples) -> tuple[Examples, Examples]:
+        """Return train and test as datasets.load_dataset(...)["train"].train_test_split gives them."""
+        rows = Dataset.from_dict({"row": range(len(examples.prompts))})
+        try:
+            parts = rows.train_test_split(test_size=task.test_fraction, seed=PUBLISHED_SEED)
+        except ValueError:  # one of the two would be empty
+            raise SheetbendError(
+                f"task {task.name}: of {len(examples.prompts)} different examples, test_fraction {task.test_fraction} "
+                "leaves train or test none; give more examples, or another share"
+            ) from None
+        return tuple(examples.take(column(parts[part], "row")) for part in ("train", "test"))
+
     def _table(self, task: GenerationTask, split: str) -> Dataset:
         return read_table(self.source(task), task.splits[split])
 
@@ -282,9 +304,12 @@ class GenerationDataModule(TaskDataModule):
         require_columns(table, [*fields, task.answer], f"task {task.name}: its {split} split")
         columns = {name: column(table, name) for name in fields}
         for name, values in columns.items():
-            if None in values:
+            # In published data a field may be blank: the rest of the prompt is still asked.
+            blank = (value is None if self._published(task) else is_empty(value) for value in values)
+            row = next((row for row, one in enumerate(blank, 1) if one), None)
+            if row is not None:
                 raise SheetbendError(
-                    f"task {task.name}: {name} of row {values.index(None) + 1} of its {split} split is empty; fill it "
+                    f"task {task.name}: {name} of row {row} of its {split} split is empty; fill it "
                     "in, or leave the row out"
                 )
         prompts = render(task.prompt, columns, len(table))

@@ -73,6 +73,9 @@ class GenerationTask:
 
     def __post_init__(self) -> None:
         check_task_name(self.name)
+        for name, what in (("labels", "the words of each class"), ("splits", "what the splits are called")):
+            if not isinstance(getattr(self, name), dict):
+                raise self._error(f"{name} is {getattr(self, name)}; give a map, {what}, or leave {name} out")
         prompt_fields(self.prompt)
         for value, known, what in ((self.scoring, SCORINGS, "scoring"), (self.case, CASES, "case")):
             if value not in known:
@@ -90,6 +93,8 @@ class GenerationTask:
             raise self._error("splits name no test; give test_fraction, or a test split, and not both")
         if self.test_fraction is not None and not 0 < self.test_fraction < 1:
             raise self._error(f"test_fraction is {self.test_fraction}; give a number between 0 and 1")
+        if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
+            raise self._error(f"bounds are {list(self.bounds)}; give the lower one first, for example [0, 5]")
         if self.balanced and not self.labels:
             raise self._error("balanced needs labels")
         for number in (self.max_new_tokens, 1 if self.samples is None else self.samples):
@@ -126,7 +131,7 @@ class GenerationTask:
         """
         if isinstance(value, list | tuple):
             value = value[0] if value else None
-        if value is None or not str(value).strip():
+        if is_empty(value):
             raise ValueError("is empty")
         if self.scoring == "number":
             if not _is_number(value):
@@ -135,14 +140,23 @@ class GenerationTask:
         text = str(int(value)) if isinstance(value, bool) else str(value).strip()
         if not self.labels:
             return text, 0
-        if text in self.labels:
-            return self.labels[text][0], list(self.labels).index(text)
+        keys = [str(key) for key in self.labels]
+        # YAML makes True of a key true, which means the data's own.
+        for spelled in [text, *([str(value), str(value).lower()] if isinstance(value, bool) else [])]:
+            if spelled in keys:
+                index = keys.index(spelled)
+                return self.words[index][0], index
         for index, words in enumerate(self.words):
             folded = [word.casefold() for word in words]
             if text.casefold() in folded or (self.scoring == "letter" and text.casefold().startswith(tuple(folded))):
                 return text, index
         known = ", ".join(f"{key} ({', '.join(words)})" for key, words in self.labels.items())
         raise ValueError(f"is {text!r}, none of its labels {known}")
+
+
+def is_empty(value: Any) -> bool:
+    """Return whether a cell of a table holds nothing: it is missing, no number (nan), or blank."""
+    return value is None or value != value or not str(value).strip()
 
 
 def _is_number(value: Any) -> bool:

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 
 from datamodules.generation import GenerationDataModule, balanced_sample, hold_out, plain_sample
 from datamodules.generation_tasks import GenerationTask, families
+from lightning_modules import ImageClassifier
 from mergers import SheetbendError
 from tests.generation_stand_ins import declared_table, prepared, word_tokenizer, write_split
 
@@ -244,6 +245,52 @@ def test_own_tasks_are_declared_in_yaml(tmp_path):
     assert data.overlap == "refuse"
 
 
+def own(folder, rows, **fields):
+    """An own task whose file holds ``rows`` of (question, answer)."""
+    table = {"q": [question for question, _ in rows], "o": [answer for _, answer in rows]}
+    Dataset.from_dict(table).to_parquet(folder / "ask.parquet")
+    fields = {
+        "labels": {"bad": ["bad"], "good": ["good"]},
+        "test_fraction": 0.25,
+        "splits": {"train": "train"},
+    } | fields
+    task = GenerationTask("ask", "{q}", "o", path=str(folder / "ask.parquet"), **(declared | fields))
+    return GenerationDataModule(["ask"], own_tasks=[task])
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "message"),
+    [
+        ([("a", "good")], {}, "task ask: of 1 different examples, test_fraction 0.25 leaves train or test none"),
+        ([("a", "good")] * 9, {}, "task ask: of 1 different examples"),
+        ([("a", "good"), (" ", "bad")], {}, "q of row 2 of its train split is empty; fill it in"),
+        ([("a", "good"), ("", "bad")], {}, "q of row 2 of its train split is empty"),
+        ([("a", "good"), ("b", "  ")], {}, "o of row 2 of its train split is empty"),
+        ([("a", 1.5), ("b", float("nan"))], {"labels": {}, "scoring": "contains"}, "o of row 2 of its .* is empty"),
+        ([(1.5, "good"), (float("nan"), "bad")], {}, "q of row 2 of its train split is empty"),
+    ],
+)
+def test_own_rows_that_cannot_be_used_are_one_line(tmp_path, rows, fields, message):
+    with pytest.raises(SheetbendError, match=message) as error:
+        own(tmp_path, rows, **fields).examples("ask")
+    assert "\n" not in str(error.value)
+
+
+def test_repeats_of_own_prompts_are_left_out_of_the_cut(tmp_path):
+    rows = [(f"question {i}", "good" if i % 2 else "bad") for i in range(20)]
+    data = own(tmp_path, rows + rows[:7])
+    found = data.examples("ask")
+    assert sorted(prompt for split in found.values() for prompt in split.prompts) == sorted(q for q, _ in rows)
+    assert data._notes["ask"] == ["ask: 7 of 27 examples repeat the prompt of another and are left out."]
+
+
+@pytest.mark.parametrize("keys", [("False", "True"), ("false", "true"), ("0", "1"), (False, True)])
+def test_classes_of_booleans(tmp_path, keys):
+    labels = dict(zip(keys, (["bad"], ["good"]), strict=True))
+    found = own(tmp_path, [(f"question {i}", bool(i % 2)) for i in range(20)], labels=labels).examples("ask")["train"]
+    assert found.answers == [["bad", "good"][int(prompt.split()[1]) % 2] for prompt in found.prompts]
+
+
 OPEN = {"prompt": "{text}", "hub": "org/name"}
 
 
@@ -260,6 +307,10 @@ OPEN = {"prompt": "{text}", "hub": "org/name"}
         ({"scoring": "contains", "test_fraction": 0.1}, "and not both"),
         ({"scoring": "contains", "balanced": True}, "balanced needs labels"),
         ({"scoring": "contains", "max_new_tokens": 0}, "must be at least 1"),
+        ({"labels": None}, "labels is None; give a map"),
+        ({"scoring": "contains", "splits": None}, "splits is None; give a map"),
+        ({"scoring": "number", "bounds": (5, 0)}, "bounds are [5, 0]; give the lower one first"),
+        ({"scoring": "number", "bounds": (0, float("nan"))}, "bounds are [0, nan]"),
     ],
 )
 def test_a_wrong_declaration_is_refused(fields, message):
@@ -281,7 +332,7 @@ def test_a_wrong_declaration_is_refused(fields, message):
 )
 def test_wrong_settings_are_one_line(options, message):
     with pytest.raises(SheetbendError) as error:
-        GenerationDataModule(**options)
+        GenerationDataModule(**options).check_all()
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -321,8 +372,10 @@ def test_a_hub_that_cannot_be_reached_is_one_line():
 
 def test_models_and_tokenizers_that_cannot_answer_are_refused():
     data = GenerationDataModule(["rte"], family="llama_instruct")
-    with pytest.raises(SheetbendError, match="answers in words, which object does not give; choose TextGenerator"):
-        data.attach(object())
+    with pytest.raises(
+        SheetbendError, match=r"gives questions, and ImageClassifier takes images; .* such as TextGenerator"
+    ):
+        data.attach(ImageClassifier("nowhere"))
     with pytest.raises(SheetbendError, match=r"call attach\(model\) before setup"):
         data.setup()
     with pytest.raises(SheetbendError, match=r"task rte: tokenizer .*: it has no chat template"):
@@ -331,3 +384,17 @@ def test_models_and_tokenizers_that_cannot_answer_are_refused():
     endless.eos_token = None
     with pytest.raises(SheetbendError, match="no token for the end of an answer"):
         data.attach(prepared(endless, "causal"))
+
+
+def test_another_model_gets_its_own_tokens(tmp_path):
+    write(tmp_path, families()["flan_t5"]["sst2"], {"train": 60, "validation": 30})
+    data = GenerationDataModule(["sst2"], family="flan_t5", root=str(tmp_path))
+    tokens = []
+    for limit in (None, 3, 3):
+        model = prepared(word_tokenizer(["a"]), "seq2seq", limit)
+        for _ in range(2):  # the same model changes nothing
+            data.attach(model)
+            data.setup()
+            tokens.append(data.split("sst2", "test").batch([0])[0]["input_ids"].shape[1])
+        assert len(data.caveats) == len(set(data.caveats))
+    assert tokens[0] == tokens[1] > 3 and tokens[2:] == [3] * 4
