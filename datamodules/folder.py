@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from datamodules.base import SPLITS
+from datamodules.base import SPLITS, way_out
 from datamodules.image_tasks import ImageDataModule, Part
 from datamodules.sources.image_folder import has_class_folders, read_class_folders, read_image_folder
 from datamodules.sources.image_source import ImageSource, source_of_table
@@ -70,6 +70,8 @@ class ImageSet:
     def check(self, task: str) -> None:
         """Raise `SheetbendError` if the fields do not fit together, or nothing is there; reads nothing."""
         where = f"task {task}"
+        if self.hub is None and (self.config is not None or self.revision is not None):
+            raise SheetbendError(f"{where}: config and revision are of a hub data set; name its hub, or leave them out")
         if (self.path is None) == (self.hub is None):
             raise SheetbendError(f"{where}: path is {self.path} and hub is {self.hub}; give one of them")
         if self.path is not None and not self.place.exists():
@@ -87,7 +89,7 @@ class ImageSet:
                 f"{where}: {self.place} holds no folders of pictures (<class>/* or train/<class>/*); for a table say "
                 "what its splits are called, for example splits: {train: train, test: test}"
             )
-        if min(self.val, self.test) <= 0 or self.val + self.test >= 1:
+        if not (self.val > 0 and self.test > 0 and self.val + self.test < 1):  # so that nan is refused too
             raise SheetbendError(
                 f"{where}: val {self.val} and test {self.test} are shares of train; give two that leave some"
             )
@@ -103,7 +105,9 @@ class ImageSet:
         sources = {}
         for split, name in names.items():
             where = f"task {task}, {self.place}" + ("" if self.splits is None else f", split {name}")
-            sources[split] = source_of_table(read_table(self.place, name), self.image, self.label, where)
+            with way_out(f"or put a copy into a folder and name it: path of task {task}, in the place of hub"):
+                table = read_table(self.place, name)
+            sources[split] = source_of_table(table, self.image, self.label, where)
         return sources
 
     def classes(self, source: ImageSource) -> tuple[str, ...]:
@@ -151,6 +155,8 @@ class ImageFolderDataModule(ImageDataModule):
     ):
         if overlap not in ("refuse", "report"):
             raise SheetbendError(f"data.overlap is {overlap!r}; give refuse or report")
+        if not images:
+            raise SheetbendError("data.images is empty; declare a task there: {name: {path: FOLDER}}")
         self.overlap = overlap
         self.images = _sets_in(Path(images).expanduser()) if isinstance(images, str) else dict(images)
         self.templates = tuple(templates or ())
@@ -165,17 +171,27 @@ class ImageFolderDataModule(ImageDataModule):
         )
 
     def task_table(self) -> dict[str, Task]:
-        """Return the tasks by name; where classes are not given, folders are listed, and the labels of tables read."""
+        """Return the tasks in use; where classes are not given, folders are listed, and the labels of tables read."""
         tasks = {}
-        for name, one in self.images.items():
-            one.check(name)
+        for name in self.task_names:
+            self.check(name)
+            one = self.images[name]
             source = None if one.class_names is not None else one.read(name)["train"]
             templates = self.templates if one.templates is None else tuple(one.templates)
             tasks[name] = Task(name, one.classes(source), templates, label_set=one.label_space)
         return tasks
 
+    def known_names(self) -> list[str]:
+        """Return the names of all sets of pictures; reads nothing."""
+        return list(self.images)
+
+    def check(self, task: str) -> None:
+        """Raise `SheetbendError` if what is said of ``task`` does not fit together, or nothing is there."""
+        self.images[task].check(task)
+
     def sources(self, task: str) -> dict[str, tuple[Hub | Path, str]]:
-        """Return what the splits that are there are read from, and the split's name there."""
+        """Return what the splits that are there are read from, and their names there; refuses what `check` does."""
+        self.check(task)
         one = self.images[task]
         return {split: (one.place, name) for split, name in (one.splits or {"train": "train"}).items()}
 

@@ -70,13 +70,16 @@ class ImageDataModule(TaskDataModule):
     Args:
         tasks: see `TaskDataModule`.
         image_cache_gb: size of the cache of decoded pictures on disk, in 10^9 bytes; what was not used for longest goes
-            first, and a split that does not fit is decoded each time. 0: no cache. Results do not depend on it.
+            first, and a split that does not fit is decoded each time. 0: no cache. Results do not depend on it; but a
+            damaged picture is found before training only where the cache takes it, else when its batch comes.
         batch_size: see `TaskDataModule`.
         eval_batch_size: see `TaskDataModule`.
         batches_per_epoch: see `TaskDataModule`.
         num_workers: see `TaskDataModule`.
         seed: see `TaskDataModule`.
     """
+
+    gives = "images"
 
     def __init__(
         self,
@@ -101,23 +104,16 @@ class ImageDataModule(TaskDataModule):
 
     def attach(self, module: Any) -> None:
         """Take the model's image transform."""
-        transform = getattr(module, "image_transform", None)
-        if transform is None:
-            raise SheetbendError(
-                f"model {type(module).__name__} takes no images; give an image model, or a datamodule for texts"
-            )
-        if transform != self.image_transform:  # what another model was given does not fit this one
-            self._splits.clear()
-            self._notes.clear()
-            self._deviations.clear()
-        self.image_transform = transform
+        super().attach(module)
+        self.image_transform = module.image_transform
+        self.prepared_with(self.image_transform)
 
     def setup(self, stage: str | None = None) -> None:
         """Load every task, and decode the pictures that ``stage`` needs."""
         super().setup(stage)
-        for task in self.tasks:
+        for task in self.task_names:
             for split in _NEEDED.get(stage, ()):
-                self.split(task.name, split).images.prepare()
+                self.split(task, split).images.prepare()
 
     def load(self, task: str) -> dict[str, ImageSplit]:
         """Return the splits of ``task``; no picture is decoded yet."""
@@ -144,7 +140,7 @@ class ImageDataModule(TaskDataModule):
         return self._opened[source.stamp]
 
     def _open(self, source: ImageSource, owner: str) -> SourceImages:
-        quiet = self.trainer is not None and self.trainer.progress_bar_callback is None
+        quiet = self.quiet or (self.trainer is not None and self.trainer.progress_bar_callback is None)
         cache = ImageCache(int(self.image_cache_gb * 1e9), quiet=quiet)
         return cache.open(source, self.image_transform, owner)
 

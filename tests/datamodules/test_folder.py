@@ -6,6 +6,7 @@ from jsonargparse import ArgumentParser
 
 from datamodules.folder import ImageFolderDataModule, ImageSet
 from datamodules.images import ImageTransform, open_image
+from datamodules.sources.tables import read_table
 from mergers import SheetbendError
 from tests.datamodules.pictures_on_disk import class_folders, encoded, parquet, write
 
@@ -179,9 +180,21 @@ def with_odd_test(root):
     return {"pets": ImageSet(str(root / "pets"))}
 
 
+def one_class(root):
+    class_folders(root / "pets", ("dog",), 10)
+    return {"pets": ImageSet(str(root / "pets"))}
+
+
+def empty_class(root):
+    (root / "pets" / "bird").mkdir(parents=True)
+    return folder_of(root)
+
+
 def mixed(root):
     features = Features({"image": Value("int64"), "label": Value("string")})
-    Dataset.from_dict({"image": [1], "label": ["a"]}, features=features).to_parquet(root / "x.parquet")
+    Dataset.from_dict({"image": list(range(10)), "label": ["a", "b"] * 5}, features=features).to_parquet(
+        root / "x.parquet"
+    )
     return {"odd": ImageSet(str(root / "x.parquet"), val=0.4, test=0.4)}
 
 
@@ -193,14 +206,24 @@ def mixed(root):
         (lambda root: {"a": ImageSet(str(root / "no"))}, "task a: .*/no is not there; check the path"),
         (lambda root: {"a": ImageSet(str(root))}, "holds no folders of pictures"),
         (lambda root: folder_of(root, val=0.5, test=0.5), "val 0.5 and test 0.5 are shares of train"),
+        (lambda root: folder_of(root, val=float("nan")), "val nan and test 0.2 are shares of train"),
+        (lambda root: folder_of(root, test=float("nan")), "val 0.1 and test nan are shares of train"),
+        (lambda root: folder_of(root, config="x"), "task pets: config and revision are of a hub data set"),
+        (lambda root: folder_of(root, class_names={"dog": "pet", "cat": "pet"}), "task pets: it has one class, pet"),
+        (one_class, "task pets: it has one class, dog; give 2 or more"),
+        (empty_class, r"pets/bird: this folder of a class holds no pictures .*; put some there, or take"),
+        (lambda root: {}, r"data\.images is empty; declare a task there"),
         (lambda root: folder_of(root, val=0.01), "task pets: 1% of 20 examples, class by class, are none for its val"),
         (lambda root: folder_of(root, splits={"test": "x"}), "say what train is called"),
         (lambda root: folder_of(root, templates=["a photo"]), r"template 'a photo' has no \{\}"),
-        (lambda root: folder_of(root, class_names=["dog"]), "task pets: label 'cat' is none of dog"),
+        (lambda root: folder_of(root, class_names=["dog", "gull"]), "task pets: label 'cat' is none of dog, gull"),
         (lambda root: folder_of(root, class_names={"dgo": "dog", "cat": "cat"}), r"did you mean 'dgo'\?"),
         (with_odd_test, r"task pets: label 'catt' is none of cat, dog \(did you mean 'cat'\?\); add it to class_names"),
         (lambda root: table_of(root, image="img"), r"has no column 'img'.*; it has image, label"),
-        (lambda root: table_of(root, names=None, class_names=["finch"]), "task birds: label '1' is none of 0"),
+        (
+            lambda root: table_of(root, (0, 2), None, class_names=["finch", "gull"]),
+            "task birds: label '2' is none of 0, 1",
+        ),
         (lambda root: table_of(root, labels=(0, -1)), r"row 1 of .*: its label -1 is outside the range \(0 to 1\)"),
         (lambda root: table_of(root, labels=(0, None)), r"row 1 of .*: its label -1 is outside the range"),
         (mixed, "row 0 of .*: column 'image' holds int, not pictures; name the column that does"),
@@ -222,3 +245,26 @@ def test_labels_of_batches_are_those_of_the_split(tmp_path):
     assert inputs.dtype == torch.uint8 and inputs.shape == (2, 3, 6, 6)
     assert labels.tolist() == split.labels[[3, 0]].tolist()
     assert np.array_equal(split.eval_order(), range(len(split)))
+
+
+def test_only_the_sets_in_use_are_read_and_only_when_needed(tmp_path, monkeypatch):
+    images = table_of(tmp_path) | {"far": ImageSet(hub="a/b", splits={"train": "train", "test": "held"})}
+    read = []
+
+    def reading(place, split):
+        read.append((str(place), split))
+        return read_table(place, split)
+
+    monkeypatch.setattr("datamodules.folder.read_table", reading)
+    datamodule = ImageFolderDataModule(images, tasks=["birds"])
+    assert datamodule.task_names == ("birds",) and not datamodule.missing() and datamodule.sources("birds")
+    assert read == []
+    assert datamodule.tasks[0].class_names == ("finch", "gull") and {place for place, _ in read} == {
+        str(tmp_path / "birds")
+    }
+    both = ImageFolderDataModule(images)
+    assert not both.missing()
+    assert [(place.name, split) for place, split in both.sources("far").values()] == [("a/b", "train"), ("a/b", "held")]
+    with pytest.raises(SheetbendError, match=r"hub data set a/b is not .*name it: path of task far") as caught:
+        both.setup()
+    assert "root" not in str(caught.value) and "\n" not in str(caught.value)

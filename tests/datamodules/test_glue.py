@@ -75,6 +75,24 @@ def test_metrics_and_names():
         assert sorted(set(task.positions().values()) - {-1}) == list(range(len(task.task.class_names)))
 
 
+def test_blank_examples_are_left_out_after_the_cut_and_counted(tmp_path):
+    """Of a pair, one text may be blank; the others stay where the published cut puts them."""
+    table = hub_split("qqp", "train", COUNT, 0)
+    blank = {"question1": ["", " "], "question2": ["", "x"]}
+    texts = {name: [*blank[name], *table[name][2:]] for name in blank}
+    for name, values in texts.items():
+        table = table.remove_columns(name).add_column(name, values)
+    DatasetDict(train=table, validation=hub_split("qqp", "validation", COUNT, 1)).save_to_disk(str(tmp_path / "qqp"))
+    module = loaded(["qqp"], tmp_path)
+    order = np.random.RandomState(0).permutation(COUNT)
+    kept = [row for row in order[: int((1 - 0.1) * COUNT)] if row != 0]
+    held = [row for row in order[int((1 - 0.1) * COUNT) :] if row != 0]
+    for name, rows in (("train", kept), ("val", held)):
+        expected = [(texts["question1"][row], texts["question2"][row]) for row in rows]
+        assert list(zip(*(one.to_pylist() for one in module.split("qqp", name).texts.columns), strict=True)) == expected
+    assert sum("1 of" in one and "examples are blank and left out" in one for one in module.caveats) == 1
+
+
 @pytest.mark.parametrize("task", ["cola", "qqp"])
 def test_saved_to_disk(tmp_path, task):
     """The published code reads what `save_to_disk` wrote."""
