@@ -83,6 +83,8 @@ class LoRATasks(VariantTester):
         seed: int | None = None,
     ):
         super().__init__(merged_weights)
+        if not isinstance(lora, LoRA):
+            raise SheetbendError(f"model.lora is {lora}; give the adapters' shape, such as {{r: 16}}, or leave it out")
         check_number("learning_rate", learning_rate, above=0)
         check_number("warmup_ratio", warmup_ratio, least=0, below=1)
         check_number("label_smoothing", label_smoothing, least=0, below=1)

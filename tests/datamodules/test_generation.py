@@ -254,7 +254,7 @@ def own(folder, rows, **fields):
         "test_fraction": 0.25,
         "splits": {"train": "train"},
     } | fields
-    task = GenerationTask("ask", "{q}", "o", path=str(folder / "ask.parquet"), **(declared | fields))
+    task = GenerationTask("ask", "{q}", "o", path=str(folder / "ask.parquet"), **fields)
     return GenerationDataModule(["ask"], own_tasks=[task])
 
 

@@ -333,6 +333,11 @@ def test_lora_settings_that_cannot_be_meant_are_refused(settings):
         LoRA(**settings)
 
 
+def test_no_lora_at_all_is_refused(tiny_clip):
+    with pytest.raises(SheetbendError, match=r"model\.lora is None; give .*r: 16.*, or leave it out"):
+        module(tiny_clip, lora=None)
+
+
 def test_a_schedule_needs_a_length(tiny_clip, tmp_path):
     with pytest.raises(SheetbendError, match="max_epochs is -1"):
         fit(tiny_clip, tmp_path, ["hue"], max_epochs=-1)
