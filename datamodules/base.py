@@ -1,17 +1,20 @@
 """One implementation of splits, loaders and checks for every dataset."""
 
+import contextlib
 import os
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from datamodules.sources.hub import WAY_OUT
 from datamodules.tasks import Split, Task, fingerprint
 from datamodules.turns import BatchDataset, EvalSampler, TaskOrder, TurnLoader, TurnSampler, interleave
 from mergers.errors import SheetbendError, did_you_mean
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from datamodules.sources.hub import Hub
 
 SPLITS = ("train", "val", "test")
+# A model for each kind of examples, for messages.
+_MODELS = {"images": "ImageClassifier", "texts": "SequenceClassifier", "questions": "TextGenerator"}
 
 
 class TaskDataModule(LightningDataModule):
@@ -31,6 +36,11 @@ class TaskDataModule(LightningDataModule):
 
     A subclass declares its tasks in `known_tasks` (or, where they come from its arguments, in `task_table`) and loads
     one in `load`; what its examples are prepared with, such as a tokenizer, it takes from the model in `attach`.
+    Making a datamodule reads no data: names are checked at once, and ``tasks`` are made when they are first needed.
+
+    Attributes:
+        task_names: names of the tasks in use, in order.
+        quiet: whether no progress is shown where data are read.
 
     Args:
         tasks: names of the tasks, in the order of tables and turns.
@@ -45,8 +55,9 @@ class TaskDataModule(LightningDataModule):
 
     # Whether an example in two splits is an error, or, for data sets that are published so, a caveat of the results.
     overlap: Literal["refuse", "report"] = "refuse"
-    # Whether to make one that lacks data is an error; who asks `missing` can do better than name the first task.
-    refuse_missing = True
+    # What the examples are, which a model may say that it takes; none goes with every model.
+    gives: ClassVar[Literal["images", "texts", "questions"] | None] = None
+    quiet: bool = False
 
     def __init__(
         self,
@@ -58,17 +69,17 @@ class TaskDataModule(LightningDataModule):
         seed: int | None = None,
     ):
         super().__init__()
-        known = self.task_table()
+        known = self.known_names()
         if not tasks:
             raise SheetbendError(f"data.tasks is empty; name some of {', '.join(known)}")
         for name in tasks:
             if name not in known:
                 raise SheetbendError(
-                    f"unknown task {name!r}; known tasks: {', '.join(known)}{did_you_mean(name, list(known))}"
+                    f"unknown task {name!r}; known tasks: {', '.join(known)}{did_you_mean(name, known)}"
                 )
             if tasks.count(name) > 1:
                 raise SheetbendError(f"task {name!r} is named twice in data.tasks; name it once")
-        self.tasks: tuple[Task, ...] = tuple(known[name] for name in tasks)
+        self.task_names = tuple(tasks)
         # None means one pass; 0 is a number, and refused.
         counts = batches_per_epoch.values() if isinstance(batches_per_epoch, dict) else [batches_per_epoch]
         for name, value in [
@@ -92,20 +103,30 @@ class TaskDataModule(LightningDataModule):
         self._fingerprints: dict[str, dict[str, str]] = {}
         self._notes: dict[str, list[str]] = {}
         self._deviations: dict[str, list[str]] = {}
-        faults = self.missing() if self.refuse_missing else []
-        if faults:
-            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise SheetbendError(faults[0] + more)
+        self._prepared_with: Any = None
+
+    @cached_property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks in use, in order; where their classes are not declared, the first use reads their labels."""
+        known = self.task_table()
+        return tuple(known[name] for name in self.task_names)
 
     def missing(self) -> list[str]:
         """Return what `check` has against the tasks in use, one line a task; reads no data."""
         faults = []
-        for task in self.tasks:
+        for task in self.task_names:
             try:
-                self.check(task.name)
+                self.check(task)
             except SheetbendError as error:
                 faults.append(str(error))
         return faults
+
+    def check_all(self) -> None:
+        """Raise `SheetbendError` if anything is `missing`; reads no data."""
+        faults = self.missing()
+        if faults:
+            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+            raise SheetbendError(faults[0] + more)
 
     @classmethod
     def known_tasks(cls) -> dict[str, Task]:
@@ -113,8 +134,12 @@ class TaskDataModule(LightningDataModule):
         return {}
 
     def task_table(self) -> dict[str, Task]:
-        """Return the tasks that this datamodule can load, by name; reads no data."""
+        """Return the tasks by name, those in use at least; one that has to read data for it has `known_names` too."""
         return self.known_tasks()
+
+    def known_names(self) -> list[str]:
+        """Return the names of the tasks that this datamodule can load; reads no data."""
+        return list(self.task_table())
 
     @abstractmethod
     def load(self, task: str) -> dict[str, Split]:
@@ -131,7 +156,28 @@ class TaskDataModule(LightningDataModule):
         return {}
 
     def attach(self, module: Any) -> None:
-        """Take from the model (a LightningModule) what examples are prepared with; called before `load`."""
+        """Take from the model (a LightningModule) what examples are prepared with; called before `load`.
+
+        Raises:
+            SheetbendError: the model says that it takes other examples (``takes``) than these are (``gives``).
+        """
+        takes = getattr(module, "takes", None)
+        if self.gives is not None and takes is not None and takes != self.gives:
+            raise SheetbendError(
+                f"{type(self).__name__} gives {self.gives}, and {type(module).__name__} takes {takes}; choose a model "
+                f"that takes {self.gives}, such as {_MODELS[self.gives]}"
+            )
+
+    def prepared_with(self, key: Any) -> None:
+        """Forget what was loaded if it was prepared with something else than ``key``; to be called in `attach`.
+
+        Args:
+            key: all that examples depend on of the model; equal keys prepare equally.
+        """
+        if key != self._prepared_with:
+            for loaded in (self._splits, self._fingerprints, self._notes, self._deviations):
+                loaded.clear()
+        self._prepared_with = key
 
     def note(self, task: str, sentence: str) -> None:
         """Add a sentence on ``task`` to the caveats; to be called in `load`."""
@@ -156,7 +202,7 @@ class TaskDataModule(LightningDataModule):
     @property
     def caveats(self) -> list[str]:
         """What a reader of results should know of the tasks in use; whole after `setup`."""
-        return [sentence for task in self.tasks for sentence in self._notes.get(task.name, ())]
+        return [sentence for task in self.task_names for sentence in self._notes.get(task, ())]
 
     def setup(self, stage: str | None = None) -> None:
         """Load every task once, and check that no example is in two splits of its task."""
@@ -164,6 +210,7 @@ class TaskDataModule(LightningDataModule):
             raise SheetbendError(
                 f"trainer.devices makes {self.trainer.world_size} processes; tasks take turns on one device, give 1"
             )
+        self.check_all()
         if self.trainer is not None:
             self.attach(self.trainer.lightning_module)
         for task in self.tasks:
@@ -194,7 +241,7 @@ class TaskDataModule(LightningDataModule):
     def steps_per_epoch(self) -> dict[str, int]:
         """Return the optimiser steps of each task in one epoch, under the trainer's limit and accumulation."""
         turn = self.trainer.accumulate_grad_batches
-        batches = {task.name: self.batches_per_epoch(task.name) for task in self.tasks}
+        batches = {name: self.batches_per_epoch(name) for name in self.task_names}
         items, limit = list(interleave(batches, turn)), self.trainer.limit_train_batches
         kept = items[: limit if isinstance(limit, int) else int(limit * len(items))]
         # The last step of an epoch may accumulate fewer batches.
@@ -211,7 +258,7 @@ class TaskDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return one loader of `TaskBatch`, tasks in turn."""
-        names = [task.name for task in self.tasks]
+        names = self.task_names
         splits = {name: self._splits[name]["train"] for name in names}
         orders = {name: TaskOrder(name, len(splits[name]), self.batch_size, self.seed) for name in names}
         sampler = TurnSampler(
@@ -263,6 +310,15 @@ class TaskDataModule(LightningDataModule):
                     f"task {task}: its examples are not those that the checkpoint was trained on; start a run of "
                     "its own with another --trainer.default_root_dir"
                 )
+
+
+@contextlib.contextmanager
+def way_out(instead: str) -> Iterator[None]:
+    """Let an error of the hub in the block say ``instead``, of a datamodule that has no ``root`` for local copies."""
+    try:
+        yield
+    except SheetbendError as error:
+        raise SheetbendError(str(error).replace(WAY_OUT, instead)) from error.__cause__
 
 
 def check_labels(task: Any, splits: dict[str, Split]) -> None:

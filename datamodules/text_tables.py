@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset
 
-from datamodules.base import SPLITS
+from datamodules.base import SPLITS, way_out
 from datamodules.sources.tables import Hub, class_names, column, read_table, require_columns
 from datamodules.splits import divided
 from datamodules.tasks import Task
@@ -243,9 +243,8 @@ class TextTableDataModule(TextDataModule):
                 "list the same, in one order"
             )
         mapped = dict.fromkeys(name for one in tables if isinstance(one.class_names, dict) for name in _named(one))
-        classes = lists[0] if lists else tuple(mapped) or _ascending(
-            {one for name in mates for one in present.get(name, ())}
-        )
+        found = {one for name in mates for one in present.get(name, ())}
+        classes = lists[0] if lists else tuple(mapped) or _ascending(found)
         for name in mapped:
             if name not in classes:
                 raise SheetbendError(

@@ -12,6 +12,9 @@ from datamodules.tasks import Task
 from datamodules.vision_tasks import VISION_TASKS, VisionTask
 from mergers.errors import SheetbendError
 
+# Of a task without a layout of its original files, where its source has no splits.
+SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
+
 
 class VisionDataModule(ImageDataModule):
     """The twenty image tasks of the papers on model merging; `datamodules.vision_tasks` has their facts.
@@ -120,7 +123,8 @@ class VisionDataModule(ImageDataModule):
             raise SheetbendError(
                 f"task {task}: its source has no test split for data.split_indices; give lists of the published splits"
             )
-        rows = divided(task, source.labels, LAYOUTS[entry.layout].shares)
+        shares = LAYOUTS[entry.layout].shares if entry.layout in LAYOUTS else SHARES
+        rows = divided(task, source.labels, shares)
         self.note(
             task,
             "its source has no splits, so they are drawn at random, class by class: "

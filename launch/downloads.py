@@ -117,7 +117,7 @@ def needs(model: LoRATasks, datamodule: TaskDataModule) -> list[Need]:
         SheetbendError: A name of the configuration means nothing.
     """
     found = [Need("backbone", _backbone(model.backbone_name))]
-    tasks = [task.name for task in datamodule.tasks]
+    tasks = datamodule.task_names
     for option, source in (("adapters", model.adapter_source), ("heads", getattr(model, "head_source", None))):
         found += _given(option, source, tasks)
     users: dict[Hub | Path, dict[str, set[str]]] = {}

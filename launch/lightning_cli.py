@@ -179,6 +179,8 @@ class SheetbendCLI(LightningCLI):
 
     def _prepare(self, model: LoRATasks, datamodule: LightningDataModule, fresh: bool) -> None:
         """Load data and model before anything is written, so that what fails for want of them leaves no trace."""
+        datamodule.check_all()
+        datamodule.quiet = self.trainer.progress_bar_callback is None
         processes = self.trainer.num_devices * self.trainer.num_nodes
         if processes > 1:  # before Lightning starts them
             raise SheetbendError(
@@ -195,7 +197,7 @@ class SheetbendCLI(LightningCLI):
             )
         for callback in self.trainer.callbacks:
             if isinstance(callback, callbacks.MergeCallback):
-                callback.check([task.name for task in datamodule.tasks])
+                callback.check(list(datamodule.task_names))
         datamodule.prepare_data()
         datamodule.attach(model)
         datamodule.setup(self.subcommand)
@@ -277,14 +279,6 @@ class ConfigurationOnly(SheetbendCLI):
         """The configuration of the datamodule as plain values."""
         whole = self._parser("fit").dump(self.config["fit"], skip_none=False)
         return yaml.safe_load(whole).get("data") or {}
-
-    def instantiate_classes(self) -> None:
-        """Build model and data."""
-        before, datamodules.TaskDataModule.refuse_missing = datamodules.TaskDataModule.refuse_missing, False
-        try:
-            super().instantiate_classes()
-        finally:
-            datamodules.TaskDataModule.refuse_missing = before
 
     def instantiate_trainer(self, **kwargs: Any) -> None:
         """Build no trainer."""

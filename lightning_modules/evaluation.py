@@ -4,7 +4,7 @@ import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -25,6 +25,9 @@ class VariantTester(LightningModule, ABC):
     Args:
         merged_weights: how merged models are held while they are tested; see `LoRATasks`.
     """
+
+    # What its examples are, which a datamodule says of its own too; none goes with every datamodule.
+    takes: ClassVar[Literal["images", "texts", "questions"] | None] = None
 
     def __init__(self, merged_weights: Literal["auto", "dense", "branch"] = "auto"):
         super().__init__()

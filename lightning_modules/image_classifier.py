@@ -46,6 +46,8 @@ class ImageClassifier(LoRATasks):
         **kwargs: see `LoRATasks`.
     """
 
+    takes = "images"
+
     def __init__(
         self,
         *args: Any,

@@ -41,6 +41,8 @@ class SequenceClassifier(LoRATasks):
         **kwargs: see `LoRATasks`.
     """
 
+    takes = "texts"
+
     def __init__(
         self,
         *args: Any,

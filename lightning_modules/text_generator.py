@@ -39,6 +39,8 @@ class TextGenerator(LoRATasks):
         **kwargs: see `LoRATasks`.
     """
 
+    takes = "questions"
+
     def __init__(self, *args: Any, max_length: int | None = None, saved_answers: int = 20, **kwargs: Any):
         super().__init__(*args, **kwargs)
         check_number("max_length", 2 if max_length is None else max_length, least=2)

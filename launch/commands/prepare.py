@@ -83,6 +83,7 @@ def _run(options: Namespace, configured: "ConfigurationOnly") -> None:
     from mergers.adapters.reachable import unasked
 
     screen = console(getattr(options, "quiet", False))
+    configured.datamodule.quiet = getattr(options, "quiet", False)
     fill = getattr(options, "fill_image_cache", False)
     if fill and not getattr(configured.datamodule, "image_cache_gb", 0):
         cli.fail("--fill-image-cache: the data of this configuration are no pictures with a cache; leave it out")

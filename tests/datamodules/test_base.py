@@ -265,3 +265,14 @@ def test_several_processes_are_refused():
 def test_arrays_must_be_pictures():
     with pytest.raises(ValueError, match="uint8"):
         ArrayData(torch.zeros(2, 3, 8, 8), torch.zeros(2))
+
+
+def test_what_is_missing_is_said_by_setup_and_not_before():
+    class Gone(StandIns):
+        def check(self, task):
+            raise SheetbendError(f"task {task}: gone")
+
+    datamodule = Gone(["hue", "tint", "shade"])
+    assert datamodule.missing() == ["task hue: gone", "task tint: gone", "task shade: gone"]
+    with pytest.raises(SheetbendError, match=r"^task hue: gone \(and 2 more\)$"):
+        datamodule.setup()

@@ -8,6 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from datamodules.nli import CLASSES, NLI_TASKS, NLIDataModule
 from datamodules.sources.tables import Hub
+from lightning_modules import TextGenerator
 from mergers import SheetbendError
 from tests.text_stand_ins import WORDS, text_model
 
@@ -233,7 +234,7 @@ def test_sources():
 
 def test_bad_input(tmp_path):
     with pytest.raises(SheetbendError, match=r"data.root .* has no folder rte; put a copy of hub data set SetFit/rte"):
-        NLIDataModule(["rte"], root=str(tmp_path))
+        NLIDataModule(["rte"], root=str(tmp_path)).setup()
     with pytest.raises(SheetbendError, match="max_length is 0"):
         NLIDataModule(["rte"], max_length=0)
     (tmp_path / "rte").mkdir()
@@ -258,5 +259,17 @@ def test_bad_input(tmp_path):
     module = NLIDataModule(["rte"])
     with pytest.raises(SheetbendError, match="hub data set SetFit/rte is not on this machine"):
         module.load("rte")
-    with pytest.raises(SheetbendError, match="has no tokenizer"):
-        module.attach(object())
+    with pytest.raises(SheetbendError, match=r"gives texts, and TextGenerator takes questions; .*Sequence"):
+        module.attach(TextGenerator("nowhere"))
+
+
+def test_another_model_gets_its_own_tokens(tmp_path):
+    sick_file(tmp_path / "sick" / "SICK.txt")
+    module = loaded("sick", tmp_path)
+    first, prints = module.split("sick", "val"), module.fingerprints()
+    module.setup()
+    assert module.split("sick", "val") is first
+    module.attach(text_model(max_length=5))
+    module.setup()
+    assert module.split("sick", "val").lengths().max() == 5 < first.lengths().max()
+    assert module.fingerprints() == prints and len(module.caveats) == len(set(module.caveats))

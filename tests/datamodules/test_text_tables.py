@@ -8,6 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from jsonargparse import ArgumentParser
 
+from datamodules.sources.tables import read_table
 from datamodules.text_tables import TextTable, TextTableDataModule, grouped
 from mergers import SheetbendError
 from tests.text_stand_ins import text_model
@@ -129,7 +130,7 @@ def test_label_space(tmp_path):
     assert set(module.split("two", "train").labels.tolist()) == {0, 2}
     tables["two"] = TextTable("text", "mood", both["two"].path, class_names=["maybe", "yes"], label_space="s")
     with pytest.raises(SheetbendError, match="list different class_names"):
-        TextTableDataModule(tables)
+        loaded(tables)
 
 
 def test_groups_stay_together(tmp_path):
@@ -261,3 +262,24 @@ def test_bad_input(tmp_path):
         TextTableDataModule({"moods": TextTable("text", "mood", path)}, tasks=["mods"])
     with pytest.raises(SheetbendError, match="overlap is 'ignore'"):
         TextTableDataModule({"moods": TextTable("text", "mood", path)}, overlap="ignore")
+
+
+def test_only_the_tables_in_use_are_read_and_only_when_needed(tmp_path, monkeypatch):
+    read = []
+
+    def reading(source, split):
+        read.append(str(source))
+        return read_table(source, split)
+
+    monkeypatch.setattr("datamodules.text_tables.read_table", reading)
+    path = write(tmp_path / "a.csv", rows())
+    far = TextTable("text", "mood", hub="a/b", splits={"train": "train", "test": "dev"}, label_space="s")
+    tables = {"here": TextTable("text", "mood", path, label_space="s"), "far": far}
+    module = TextTableDataModule(tables, tasks=["here"])
+    assert module.task_names == ("here",) and not module.missing() and module.sources("here") and read == []
+    assert module.tasks[0].class_names == tuple(sorted(MOODS)) and read == [path]
+    both = TextTableDataModule(tables)
+    assert not both.missing() and len(both.sources("far")) == 3 and read == [path]
+    with pytest.raises(SheetbendError, match=r"hub data set a/b is not .*name it: path of task far") as caught:
+        both.setup()
+    assert "root" not in str(caught.value) and "\n" not in str(caught.value)

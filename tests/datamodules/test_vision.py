@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from datamodules.images import ImageTransform, open_image
 from datamodules.quickstart import FASHION_MNIST
 from datamodules.vision import VisionDataModule
 from datamodules.vision_tasks import VISION_TASKS
+from lightning_modules import SequenceClassifier
 from mergers import SheetbendError
 from mergers.files import cache_folder
 from tests.datamodules.pictures_on_disk import class_folders, encoded, parquet, write
@@ -236,7 +239,10 @@ def test_another_model_gets_pictures_of_its_own_size(tmp_path):
     model.image_transform = ImageTransform(4)
     datamodule.attach(model)
     datamodule.setup()
-    assert whole(datamodule.split("mnist", "train"))[0].shape == (12, 3, 4, 4)
+    split = datamodule.split("mnist", "train")
+    assert whole(split)[0].shape == (12, 3, 4, 4)
+    datamodule.attach(model)
+    assert datamodule.split("mnist", "train") is split
     assert len(datamodule.caveats) == len(set(datamodule.caveats))
 
 
@@ -256,12 +262,30 @@ def test_the_hub_that_cannot_be_reached_is_one_line():
 )
 def test_arguments_that_cannot_be_meant_are_refused(arguments, message):
     with pytest.raises(SheetbendError, match=message):
-        VisionDataModule(["mnist"], **arguments)
+        VisionDataModule(["mnist"], **arguments).check_all()
 
 
 def test_a_model_for_texts_is_refused():
-    with pytest.raises(SheetbendError, match="model Recorder takes no images; give an image model"):
-        VisionDataModule(["mnist"]).attach(Recorder())
+    with pytest.raises(SheetbendError, match="VisionDataModule gives images, and SequenceClassifier takes texts"):
+        VisionDataModule(["mnist"]).attach(SequenceClassifier("nowhere"))
+
+
+def test_a_task_without_a_layout_is_divided_by_default_shares(tmp_path, monkeypatch):
+    monkeypatch.setitem(VISION_TASKS, "svhn", replace(VISION_TASKS["svhn"], layout=None))
+    class_folders(tmp_path / "svhn", ("1", "2"), 20)
+    datamodule = datamodule_of("svhn", root=str(tmp_path))
+    assert [len(datamodule.split("svhn", split)) for split in ("train", "val", "test")] == [32, 4, 4]
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_nothing_is_shown_where_it_is_quiet(tmp_path, monkeypatch, quiet):
+    seen = []
+    monkeypatch.setattr("datamodules.image_tasks.ImageCache", lambda size, quiet: seen.append(quiet) or ImageCache(0))
+    mnist(tmp_path)
+    datamodule = VisionDataModule(["mnist"], root=str(tmp_path))
+    datamodule.quiet = quiet
+    datamodule.setup()
+    assert seen and set(seen) == {quiet}
 
 
 def test_twenty_tasks_hold_no_pictures_in_memory(tmp_path):
