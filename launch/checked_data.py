@@ -1,6 +1,7 @@
 """Whether the data of a run are what they should be, and a record of it, so that it is looked at once."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,11 +13,15 @@ import datasets
 from datamodules import Task, TaskDataModule
 from datamodules.base import SPLITS
 from datamodules.image_tasks import ImageDataModule
+from datamodules.published_text import PublishedTextDataModule
 from datamodules.sources.hub import Hub, fetch
+from datamodules.vision import VisionDataModule
+from datamodules.vision_tasks import VISION_TASKS
+from lightning_modules import LoRATasks
 from mergers import SheetbendError
 from mergers.files import atomic_write, cache_folder
 
-_FORMAT = 1
+_FORMAT = 2
 # Arguments of a datamodule that change nothing of what is read.
 UNIMPORTANT = ("tasks", "batch_size", "eval_batch_size", "batches_per_epoch", "num_workers", "seed", "image_cache_gb")
 
@@ -78,10 +83,10 @@ class Record:
     Args:
         datamodule: reads the task.
         settings: the configuration of the datamodule.
-        backbone: the model whose tokenizer makes the examples.
+        model: takes the examples as its tokenizer makes them, and as long as it says.
     """
 
-    def __init__(self, datamodule: TaskDataModule, settings: Mapping[str, Any], backbone: str):
+    def __init__(self, datamodule: TaskDataModule, settings: Mapping[str, Any], model: LoRATasks):
         self._datamodule = datamodule
         given = settings.get("init_args") or {}
         arguments = {name: value for name, value in given.items() if name not in UNIMPORTANT}
@@ -91,7 +96,9 @@ class Record:
             datasets.__version__,
             settings.get("class_path"),
             arguments,
-            backbone,
+            model.backbone_name,
+            getattr(model, "max_length", None),
+            code_of(type(datamodule)),
             [_stamp(path) for path in files],
         ]
 
@@ -123,8 +130,30 @@ class Record:
             stamps = [[ours, _source_stamp(place, split), split] for ours, (place, split) in sources.items()]
         except (OSError, SheetbendError):
             return None
-        key = json.dumps([*self._common, repr(task), stamps], sort_keys=True, default=str)
+        declared = [repr(task), repr(_declaration(self._datamodule, task))]
+        key = json.dumps([*self._common, declared, stamps], sort_keys=True, default=str)
         return cache_folder("prepared") / f"{task.name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+
+
+def _declaration(datamodule: TaskDataModule, task: Task) -> Any:
+    """Return all that is declared of a published task: counts, labels, columns; that of others is in the settings."""
+    if isinstance(datamodule, VisionDataModule):
+        return VISION_TASKS[task.name]
+    return datamodule.published()[task.name] if isinstance(datamodule, PublishedTextDataModule) else None
+
+
+def code_of(kind: type[TaskDataModule]) -> list[str]:
+    """Return a hash of each file in which a datamodule's class, or one that it is made of, is written."""
+    classes = [one for one in kind.__mro__ if issubclass(one, TaskDataModule)]
+    paths = dict.fromkeys(path for one in classes if (path := _file_of(one)))
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+
+
+def _file_of(kind: type) -> Path | None:
+    try:
+        return Path(inspect.getfile(kind))
+    except (TypeError, OSError):  # it was typed into an interpreter
+        return None
 
 
 def _source_stamp(place: Hub | Path, split: str) -> Any:

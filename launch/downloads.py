@@ -2,8 +2,7 @@
 
 import fnmatch
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from datamodules.sources.hub import Hub, fetch, look_up
 from datamodules.sources.quiet import quiet_libraries
 from lightning_modules import LoRATasks
 from lightning_modules.adapter_folders import fill_in
-from lightning_modules.backbones import locate
-from lightning_modules.image_backbones import OPEN_CLIP
+from lightning_modules.backbones import HubFiles, checkpoint_files
+from lightning_modules.image_backbones import backbone_source
 from mergers import SheetbendError
 from mergers.adapters.heads import HEAD_FILE, PUBLISHED_HEADS_FILE
 from mergers.adapters.hub import hub_errors, is_hub_id
@@ -31,41 +30,10 @@ from mergers.adapters.peft import CONFIG_FILE, PICKLED_WEIGHTS_FILE, WEIGHTS_FIL
 from mergers.adapters.reachable import hub_answers
 
 BACKBONE = "model.init_args.backbone"
+ROOT = "data.init_args.root"
 EVERY = "all tasks"
-OPEN_CLIP_HUB = "hf-hub:"
-# Best first; a repository often has the same weights in several forms.
-WEIGHTS = (
-    re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"),
-    re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?"),
-)
-OPEN_CLIP_WEIGHTS = (
-    ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
-    ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pt"),
-)
 ADAPTER = (CONFIG_FILE, WEIGHTS_FILE, PICKLED_WEIGHTS_FILE, HEAD_FILE, PUBLISHED_HEADS_FILE)
-_BESIDE_WEIGHTS = (".json", ".txt", ".model", ".jinja")
 _AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model, adapter or head on the hub.
-
-    Attributes:
-        name: ``org/name``.
-        revision: branch, tag or commit; none: the main branch.
-        choose: returns those of a repository's files that a run reads; none of them if it is not what it should be.
-        option: the option with which a folder can be given in its place.
-    """
-
-    name: str
-    revision: str | None
-    choose: Callable[[Sequence[str]], list[str]]
-    option: str
-
-    def __str__(self) -> str:
-        """Return what messages call it."""
-        return f"hub model {self.name}" + (f" ({self.revision})" if self.revision else "")
 
 
 @dataclass(frozen=True)
@@ -76,11 +44,13 @@ class Need:
         user: what reads it, such as ``backbone`` or ``task mnist``.
         place: where it is.
         splits: of a data set, the splits that are read, by the names that it has for them.
+        option: with which a folder can be given in its place; none if it has none of its own.
     """
 
     user: str
-    place: Hub | Model | Path
+    place: Hub | HubFiles | Path
     splits: tuple[str, ...] = ()
+    option: str | None = None
 
     @property
     def on_hub(self) -> bool:
@@ -97,12 +67,14 @@ class Found:
         size: bytes in all; none if that cannot be known without the hub.
         download: its files on the hub; none for what is not on the hub, or while the hub is not asked.
         fault: why it cannot be had; none if it is here or can be.
+        absent: whether it is not here, or not whole, and the hub cannot be asked for it.
     """
 
     need: Need
     size: int | None = None
     download: Download | None = None
     fault: str | None = None
+    absent: bool = False
 
     @property
     def missing(self) -> int:
@@ -116,13 +88,15 @@ def needs(model: LoRATasks, datamodule: TaskDataModule) -> list[Need]:
     Raises:
         SheetbendError: A name of the configuration means nothing.
     """
-    found = [Need("backbone", _backbone(model.backbone_name))]
+    found = [Need("backbone", backbone_source(model.backbone_name), option=BACKBONE)]
     tasks = datamodule.task_names
     for option, source in (("adapters", model.adapter_source), ("heads", getattr(model, "head_source", None))):
         found += _given(option, source, tasks)
+    root = ROOT if hasattr(datamodule, "root") else None
     users: dict[Hub | Path, dict[str, set[str]]] = {}
     for task in tasks:
         try:
+            datamodule.check(task)
             sources = datamodule.sources(task)
         except SheetbendError:  # it is missing, which `datamodule.missing` says
             continue
@@ -131,34 +105,10 @@ def needs(model: LoRATasks, datamodule: TaskDataModule) -> list[Need]:
     for place, splits in users.items():
         readers = [task for task in tasks if any(task in of for of in splits.values())]
         word = "task" if len(readers) == 1 else "tasks"
-        found.append(Need(f"{word} {', '.join(readers)}", place, tuple(splits)))
+        found.append(Need(f"{word} {', '.join(readers)}", place, tuple(splits), root))
     for task, path in getattr(datamodule, "split_indices", {}).items():
         found.append(Need(f"split of {task}", Path(path).expanduser()))
     return found
-
-
-def _backbone(name: str) -> Model | Path:
-    if name.startswith(OPEN_CLIP):
-        return _open_clip(name)
-    place = locate(name)
-    return Path(place) if Path(place).is_dir() else Model(name, None, checkpoint_files, BACKBONE)
-
-
-def _open_clip(name: str) -> Model | Path:
-    """Return where an open_clip model is; see `lightning_modules.open_clip_backbone` for names."""
-    from open_clip.pretrained import get_pretrained_cfg
-
-    given = name.removeprefix(OPEN_CLIP)
-    if given.startswith(OPEN_CLIP_HUB):
-        return Model(given.removeprefix(OPEN_CLIP_HUB), None, open_clip_files, BACKBONE)
-    architecture, _, weights = given.partition("/")
-    published = (get_pretrained_cfg(architecture, weights) or {}).get("hf_hub", "").strip("/")
-    if not published:
-        return Path(given if Path(given).is_dir() else weights or given).expanduser()
-    owner, repository, *file = published.split("/")
-    wanted = "/".join(file)
-    choose = (lambda names: [one for one in names if one == wanted]) if wanted else open_clip_files
-    return Model(f"{owner}/{repository}", None, choose, BACKBONE)
 
 
 def _given(option: str, source: str | dict[str, str] | None, tasks: Sequence[str]) -> Iterator[Need]:
@@ -173,37 +123,19 @@ def _given(option: str, source: str | dict[str, str] | None, tasks: Sequence[str
             continue
         if is_hub_id(place):
             name, _, revision = place.partition("@")
-            entry = Model(name, revision or None, adapter_files, f"model.init_args.{option}")
+            entry = HubFiles(name, revision or None, adapter_files)
         else:
             entry = Path(place).expanduser()
-        yield Need(f"{option if task == EVERY else option.removesuffix('s')} of {task}", entry)
-
-
-def checkpoint_files(names: Sequence[str]) -> list[str]:
-    """Return the files of a model that are read: settings, tokenizer and one set of weights, safetensors if there is.
-
-    >>> checkpoint_files(["config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5", "onnx/model.onnx"])
-    ['config.json', 'model.safetensors']
-    """
-    top = [name for name in names if "/" not in name]
-    weights = next((found for form in WEIGHTS if (found := [name for name in top if form.fullmatch(name)])), [])
-    beside = [name for name in top if name.endswith(_BESIDE_WEIGHTS) and not name.endswith(".index.json")]
-    return sorted({*beside, *weights}) if weights else []
-
-
-# Adapters and open_clip's models are read by asking for several names at once. All that a repository has of these must
-# be here, else it does not count as whole where the hub does not answer.
-
-
-def open_clip_files(names: Sequence[str]) -> list[str]:
-    """Return the weights of an open_clip model, and its settings and tokenizer where they are not the package's."""
-    weights = next((found for form in OPEN_CLIP_WEIGHTS if (found := [name for name in names if name in form])), [])
-    beside = [name for name in names if "/" not in name and name.endswith(_BESIDE_WEIGHTS)]
-    return sorted({*weights, *beside}) if weights else []
+        user = f"{option if task == EVERY else option.removesuffix('s')} of {task}"
+        yield Need(user, entry, option=f"model.init_args.{option}")
 
 
 def adapter_files(names: Sequence[str]) -> list[str]:
-    """Return the files of a PEFT adapter and its heads, or of a full checkpoint."""
+    """Return the files of a PEFT adapter and its heads, or of a full checkpoint.
+
+    Adapters are read by asking for several names at once. All that a repository has of these must be here, else it
+    does not count as whole where the hub does not answer.
+    """
     if CONFIG_FILE in names:
         return [name for name in ADAPTER if name in names]
     heads = [name for name in (HEAD_FILE, PUBLISHED_HEADS_FILE) if name in names]
@@ -235,7 +167,7 @@ def _find(need: Need, no_hub: str | None) -> Found:
             return _local(need, need.place)
         if no_hub is not None:
             return _cached(need)
-        download = look_up(need.place, need.splits) if isinstance(need.place, Hub) else _look_up_model(need.place)
+        download = look_up(need.place, need.splits) if isinstance(need.place, Hub) else _look_up_model(need)
         return Found(need, download.size, download)
     except SheetbendError as error:
         return Found(need, fault=f"{need.user}: {error}")
@@ -248,48 +180,58 @@ def _local(need: Need, path: Path) -> Found:
     return Found(need, sum(file.stat().st_size for file in files))
 
 
-def _look_up_model(model: Model) -> Download:
-    with hub_errors(str(model), model.revision, _way_out(model)):
+def _look_up_model(need: Need) -> Download:
+    model, way_out = need.place, f"or give a folder: {need.option}"
+    with hub_errors(str(model), model.revision, way_out):
         names = [file.rfilename for file in HfApi().model_info(model.name, revision=model.revision).siblings]
-        chosen = _chosen(model, names)
+        chosen = model.choose(names)
+        if not chosen:
+            shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+            raise SheetbendError(
+                f"{model} has no weights that can be read (it has {shown or 'nothing'}); give another, {way_out}"
+            )
         files = snapshot_download(model.name, revision=model.revision, allow_patterns=chosen, dry_run=True)
         return Download(model.name, "model", model.revision, tuple(sorted(files, key=lambda file: file.filename)))
 
 
-def _chosen(model: Model, names: Sequence[str]) -> list[str]:
-    chosen = model.choose(names)
-    if not chosen:
-        shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-        raise SheetbendError(
-            f"{model} has no weights that can be read (it has {shown or 'nothing'}); give another, {_way_out(model)}"
-        )
-    return chosen
-
-
-def _way_out(model: Model) -> str:
-    return f"or give a folder: {model.option}"
-
-
 def _cached(need: Need) -> Found:
-    """Return whether the hub's cache has what is needed; the fault says where else a copy may be put."""
-    place = need.place
-    if isinstance(place, Model):
-        if not _missing_of_model(place):
-            return Found(need)
-        kind, elsewhere = "models", f"into a folder that {place.option} names"
-    else:
-        try:
-            for split in need.splits:
-                fetch(place, split)
-            return Found(need)
-        except SheetbendError:
-            files = ", ".join(f"{split}-*.parquet" for split in need.splits)
-            kind, elsewhere = "datasets", f"as {files} into <data.init_args.root>/<task name>"
-    cache = Path(constants.HF_HUB_CACHE).expanduser() / f"{kind}--{place.name.replace('/', '--')}"
-    return Found(need, fault=f"{need.user}: {place.name} is missing; it belongs into {cache}, or {elsewhere}")
+    """Return whether the hub's cache has what is needed."""
+    if isinstance(need.place, HubFiles):
+        return Found(need, absent=bool(_missing_of_model(need.place)))
+    try:
+        for split in need.splits:
+            fetch(need.place, split)
+    except SheetbendError:
+        return Found(need, absent=True)
+    return Found(need)
 
 
-def _missing_of_model(model: Model) -> list[str]:
+def absences(found: Sequence[Found]) -> list[str]:
+    """Return what is absent and where to put it, one line for all that belongs into the same kind of place."""
+    kinds: dict[tuple[str, str, str], list[Need]] = {}
+    for need in [one.need for one in found if one.absent]:
+        if isinstance(need.place, HubFiles):
+            kind = (need.option.rpartition(".")[2], "models", f"into folders that {need.option} names")
+        else:
+            where = f"as <split>-*.parquet into <{ROOT}>/<task name>" if need.option else "in files that data names"
+            kind = ("data", "datasets", where)
+        kinds.setdefault(kind, []).append(need)
+    cache = Path(constants.HF_HUB_CACHE).expanduser()
+    lines = []
+    for (what, folder, elsewhere), needed in kinds.items():
+        names = ", ".join(_described(need) for need in needed)
+        place = cache / f"{folder}--<owner>--<name>"
+        lines.append(f"{what} missing: {names}; each belongs into {place}, or {elsewhere}")
+    return lines
+
+
+def _described(need: Need) -> str:
+    """Return its name on the hub, and who needs it where that is more than its kind."""
+    splits = f": {', '.join(need.splits)}" if need.splits else ""
+    return need.place.name if need.option == BACKBONE else f"{need.place.name} ({need.user}{splits})"
+
+
+def _missing_of_model(model: HubFiles) -> list[str]:
     """Return the files of a model that the hub's cache lacks."""
 
     def cached(name: str) -> Path | None:

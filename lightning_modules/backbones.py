@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,49 @@ from mergers import SheetbendError
 from mergers.adapters.reachable import asked_if_it_answers, cache_only
 
 SHIPPED = Path(__file__).parent / "base_models"
+# Best first; a repository often has the same weights in several forms.
+WEIGHTS = (
+    re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"),
+    re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?"),
+)
+BESIDE_WEIGHTS = (".json", ".txt", ".model", ".jinja")
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """Some files of a model, adapter or head on the hub.
+
+    Attributes:
+        name: ``org/name``.
+        revision: branch, tag or commit; none: the main branch.
+        choose: returns those of a repository's files that a run reads; none of them if it is not what it should be.
+    """
+
+    name: str
+    revision: str | None
+    choose: Callable[[Sequence[str]], list[str]]
+
+    def __str__(self) -> str:
+        """Return what messages call it."""
+        return f"hub model {self.name}" + (f" ({self.revision})" if self.revision else "")
+
+
+def source(name: str) -> HubFiles | Path:
+    """Return what a run reads of a model of transformers: its folder, or files on the hub; reads nothing."""
+    place = locate(name)
+    return Path(place) if Path(place).is_dir() else HubFiles(name, None, checkpoint_files)
+
+
+def checkpoint_files(names: Sequence[str]) -> list[str]:
+    """Return the files of a model that are read: settings, tokenizer and one set of weights, safetensors if there is.
+
+    >>> checkpoint_files(["config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5", "onnx/model.onnx"])
+    ['config.json', 'model.safetensors']
+    """
+    top = [name for name in names if "/" not in name]
+    weights = next((found for form in WEIGHTS if (found := [name for name in top if form.fullmatch(name)])), [])
+    beside = [name for name in top if name.endswith(BESIDE_WEIGHTS) and not name.endswith(".index.json")]
+    return sorted({*beside, *weights}) if weights else []
 
 
 def shipped_models() -> list[str]:

@@ -1,6 +1,7 @@
 """Vision encoders by name: transformers' CLIP, any other vision model of transformers, and open_clip's."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,14 @@ from transformers import (
 )
 
 from datamodules.images import ImageTransform
-from lightning_modules.backbones import base_name, checkpoint_activations, content_key, load_pretrained
+from lightning_modules.backbones import (
+    HubFiles,
+    base_name,
+    checkpoint_activations,
+    content_key,
+    load_pretrained,
+    source,
+)
 from lightning_modules.text_heads import TextEncoder
 from mergers import SheetbendError
 
@@ -40,6 +48,14 @@ class ImageBackbone(ABC):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     has_text: bool
+
+    @classmethod
+    def source(cls, name: str) -> HubFiles | Path:
+        """Return what a run reads of the encoder ``name``, for `sheetbend prepare`; reads nothing itself.
+
+        By default the folder, or the files on the hub, of a model of transformers.
+        """
+        return source(name)
 
     @abstractmethod
     def load(self, dtype: torch.dtype) -> nn.Module:
@@ -66,6 +82,15 @@ class ImageBackbone(ABC):
         checkpoint_activations(module)
 
 
+def backbone_source(name: str) -> HubFiles | Path:
+    """Return what a run reads of the encoder or language model ``name``; reads nothing itself.
+
+    Raises:
+        SheetbendError: ``name`` can be no model.
+    """
+    return (_open_clip_backbone() if name.startswith(OPEN_CLIP) else _TransformersBackbone).source(name)
+
+
 def image_backbone(name: str) -> ImageBackbone:
     """Return the vision encoder ``name``.
 
@@ -77,9 +102,7 @@ def image_backbone(name: str) -> ImageBackbone:
         SheetbendError: there is no such model, or it takes no images; one line.
     """
     if name.startswith(OPEN_CLIP):
-        from lightning_modules.open_clip_backbone import OpenClipBackbone  # its import takes seconds
-
-        return OpenClipBackbone(name)
+        return _open_clip_backbone()(name)
     config = load_pretrained(AutoConfig.from_pretrained, name)
     if config.model_type == "clip":
         return ClipBackbone(name)
@@ -89,6 +112,12 @@ def image_backbone(name: str) -> ImageBackbone:
             f"or one of open_clip's (SigLIP too), such as {OPEN_CLIP}ViT-B-16-SigLIP/webli"
         )
     return VisionBackbone(name)
+
+
+def _open_clip_backbone() -> type[ImageBackbone]:
+    from lightning_modules.open_clip_backbone import OpenClipBackbone  # its import takes seconds
+
+    return OpenClipBackbone
 
 
 class _TransformersBackbone(ImageBackbone):

@@ -12,11 +12,12 @@ Their names:
 """
 
 import contextlib
+import fnmatch
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
 from datamodules.images import ImageTransform
+from lightning_modules.backbones import BESIDE_WEIGHTS, HubFiles
 from lightning_modules.image_backbones import OPEN_CLIP, ImageBackbone
 from lightning_modules.text_heads import TextEncoder
 from mergers import SheetbendError
 from mergers.adapters.files import one_line, read_json, read_pickle, read_safetensors
 from mergers.adapters.hub import fetch
+from mergers.adapters.reachable import asked_if_it_answers
 from mergers.errors import did_you_mean
 
 HUB = "hf-hub:"  # open_clip's own word
@@ -52,9 +55,7 @@ class OpenClipBackbone(ImageBackbone):
         self._folder: Path | None = None  # with CONFIG
         self._file: Path | None = None  # the user's own
         self._tag: dict[str, Any] = {}
-        given = name.removeprefix(OPEN_CLIP)
-        model, _, weights = given.partition("/")
-        self._repository = given.removeprefix(HUB) if given.startswith(HUB) else None
+        given, self._repository, model, weights = _parts(name)
         if self._repository or Path(given).is_dir():
             self._take_folder(given)
         elif model in open_clip.list_models():
@@ -64,6 +65,20 @@ class OpenClipBackbone(ImageBackbone):
                 f"backbone {name!r}: open_clip has no model {model!r}{did_you_mean(model, open_clip.list_models())}; "
                 f"give {OPEN_CLIP}MODEL/TAG, {OPEN_CLIP}MODEL/FILE, {OPEN_CLIP}FOLDER or {OPEN_CLIP}{HUB}OWNER/NAME"
             )
+
+    @classmethod
+    def source(cls, name: str) -> HubFiles | Path:
+        """Return the repository, folder or file that ``name`` is read from."""
+        given, repository, model, weights = _parts(name)
+        if repository:
+            return HubFiles(repository, None, open_clip_files)
+        if Path(given).is_dir():
+            return Path(given)
+        tag = get_pretrained_cfg(model, weights)
+        if not tag:
+            return Path(weights or given).expanduser()
+        repository, file = _published(tag)
+        return HubFiles(repository, None, partial(fnmatch.filter, pat=file) if file else open_clip_files)
 
     def _take_model(self, model: str, weights: str) -> None:
         tags = open_clip.list_pretrained_tags_by_model(model)
@@ -120,8 +135,8 @@ class OpenClipBackbone(ImageBackbone):
             return self._file
         repository, wanted = self._repository, _WEIGHTS
         if self._tag:
-            owner, model, *file = self._tag["hf_hub"].rstrip("/").split("/")
-            repository, wanted = f"{owner}/{model}", (("/".join(file),),) if file else _WEIGHTS
+            repository, file = _published(self._tag)
+            wanted = ((file,),) if file else _WEIGHTS
         for names in wanted:
             folder = self._fetch(repository, names) if repository else self._folder
             found = [folder / one for one in names if (folder / one).is_file()]
@@ -155,7 +170,8 @@ class OpenClipBackbone(ImageBackbone):
                 f"backbone {self.name!r}: the file holds no text tower; give head: prototypes, or a file of both towers"
             )
         try:
-            tokenizer = open_clip.get_tokenizer(self._model)
+            with asked_if_it_answers():
+                tokenizer = open_clip.get_tokenizer(self._model)
         except Exception as error:  # of transformers, of the hub, or of a damaged file
             raise SheetbendError(
                 f"backbone {self.name!r}: its tokenizer cannot be had ({one_line(error)}); download it first"
@@ -176,7 +192,7 @@ class OpenClipBackbone(ImageBackbone):
     def _load(self) -> nn.Module:
         """Return the whole model in float32."""
         path = self._weights
-        with _quiet():
+        with _quiet(), asked_if_it_answers():  # some text towers have their settings on the hub
             # OpenAI's weights under a name without quickgelu: the tag knows better.
             model = open_clip.create_model(
                 self._model,
@@ -214,6 +230,30 @@ class OpenClipBackbone(ImageBackbone):
             what = f"has no {lacking[0]}" if lacking else f"has {foreign[0]}, which the model has not"
             raise SheetbendError(f"backbone {self.name!r}: {path.name} {what}; name the model it is of")
         self.has_text = not [key for key in missing if key not in ("logit_scale", "logit_bias")]
+
+
+def open_clip_files(names: Sequence[str]) -> list[str]:
+    """Return the weights of an open_clip model, and its settings and tokenizer where they are not the package's.
+
+    Several names are asked for at once when it is read, and all that a repository has of these must be here, else it
+    does not count as whole where the hub does not answer.
+    """
+    weights = next((found for form in _WEIGHTS if (found := [name for name in names if name in form])), [])
+    beside = [name for name in names if "/" not in name and name.endswith(BESIDE_WEIGHTS)]
+    return sorted({*weights, *beside}) if weights else []
+
+
+def _parts(name: str) -> tuple[str, str | None, str, str]:
+    """Return ``name`` without its prefix; the repository that it is, if any; and what it is else: model and weights."""
+    given = name.removeprefix(OPEN_CLIP)
+    model, _, weights = given.partition("/")
+    return given, given.removeprefix(HUB) if given.startswith(HUB) else None, model, weights
+
+
+def _published(tag: dict[str, Any]) -> tuple[str, str]:
+    """Return the repository of a pretrained tag, and the file of weights where the tag names it."""
+    owner, model, *file = tag["hf_hub"].strip("/").split("/")
+    return f"{owner}/{model}", "/".join(file)
 
 
 def _state_dict(content: dict[str, Any]) -> dict[str, Tensor]:

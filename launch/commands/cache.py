@@ -27,8 +27,9 @@ The folder is $SHEETBEND_CACHE, by default ~/.cache/sheetbend. It holds
 alignments of adapters (20 GB at most), decoded images (as much as
 data.init_args.image_cache_gb says), class vectors of heads, tables of
 examples, and the checks that prepare has done. Clearing costs time later,
-nothing else; what a running process uses stays. What was downloaded from the
-hub is not in here: `hf cache` shows and removes that.
+nothing else. Alignments and images that a running process uses stay; clear
+the rest while nothing runs. What was downloaded from the hub is not in here:
+`hf cache` shows and removes that.
 """
 
 
@@ -125,7 +126,8 @@ def _images(folder: Path) -> Cache:
     return ImageCache(0, folder)
 
 
-# What is kept, by the name of its folder. The library that keeps tables puts them three levels down.
+# What is kept, by the name of its folder. The library that keeps tables puts them into
+# <kind of file>/<configuration>/<version>/<hash>.
 KINDS: dict[str, Callable[[Path], Cache]] = {
     "alignments": _alignments,
     "images": _images,

@@ -106,14 +106,17 @@ def _run(options: Namespace, configured: "ConfigurationOnly") -> None:
 
 
 def _faults(found: "Sequence[Found]", no_hub: str | None) -> list[str]:
-    """Return why things cannot be had, one line each; without the hub, and what to do about it."""
+    """Return why things cannot be had; without the hub one line a kind of what is absent, and what to do about it."""
     from huggingface_hub import constants
 
+    from launch.downloads import absences
+
     faults = [one.fault for one in found if one.fault]
-    if no_hub is None or not any(one.fault and one.need.on_hub for one in found):
+    absent = absences(found)
+    if not absent:
         return faults
     way_out = f"give the same command where it answers and copy {constants.HF_HUB_CACHE}"
-    return [*faults, f"{no_hub}; {way_out}, or put what is missing where the lines above say"]
+    return [*faults, *absent, f"{no_hub}; {way_out}, or put what is missing where the lines above say"]
 
 
 def _fail_all(faults: Sequence[str]) -> None:
@@ -134,7 +137,7 @@ def _show_plan(screen: "Console", found: "Sequence[Found]") -> None:
     for one in found:
         place = one.need.place
         where = str(place.absolute()) if isinstance(place, Path) else place.name
-        state = "at fault" if one.fault else size(one.missing) if one.missing else "here"
+        state = "at fault" if one.fault or one.absent else size(one.missing) if one.missing else "here"
         rows.add_row(one.need.user, where, "" if one.size is None else size(one.size), state)
     show(screen, rows)
     screen.print()
@@ -219,7 +222,9 @@ def _download(screen: "Console", found: "Sequence[Found]") -> int:
         def say(name: str, seconds: float) -> None:
             screen.print(f"    {name} in {duration(seconds)}")
 
-        with hub_errors(str(one.need.place), one.download.revision, "which goes on where it stopped"):
+        way_out = f"or give a folder: {one.need.option}" if one.need.option else "or give another"
+        again = "the same command goes on where it stopped"
+        with hub_errors(str(one.need.place), one.download.revision, way_out, again=again):
             complete(one.download, say)
         screen.print(f"    done in {duration(time.monotonic() - started)}")
     return len(missing)
@@ -230,7 +235,7 @@ def _check(screen: "Console", configured: "ConfigurationOnly", fill: bool) -> "l
     from launch.checked_data import Record, check_task, fill_images
 
     datamodule, results = configured.datamodule, []
-    record = Record(datamodule, configured.data_settings, configured.model.backbone_name)
+    record = Record(datamodule, configured.data_settings, configured.model)
     attached = False
     for task in datamodule.tasks:
         known = None if fill else record.read(task)

@@ -1,5 +1,6 @@
 """`sheetbend prepare` against a hub on this machine, and against folders; the hub's own package does the work."""
 
+import importlib
 import os
 import shutil
 import signal
@@ -12,15 +13,20 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from datamodules.glue import GLUE_TASKS
 from datamodules.nli import NLI_TASKS
 from datamodules.sources import downloads
 from datamodules.vision_tasks import VISION_TASKS
+from launch.checked_data import code_of
 from launch.cli import main
-from launch.downloads import adapter_files, checkpoint_files, open_clip_files
+from launch.downloads import adapter_files
+from lightning_modules.backbones import checkpoint_files
+from lightning_modules.open_clip_backbone import open_clip_files
 from mergers.adapters.reachable import hub_answers
 from tests.datamodules.pictures_on_disk import parquet
 from tests.datamodules.test_nli import TWO, as_parquet
 from tests.hub_stand_in import COMMIT, HubStandIn, serving
+from tests.prepared_model import PreparedModel
 from tests.text_stand_ins import word_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,13 +247,15 @@ def test_without_the_hub_all_that_is_missing_is_said_at_once(hub, tmp_path, caps
     _, errors = prepare(capsys, "--config", config(tmp_path, adapters=adapters), status=2)
     assert time.monotonic() - started < 10
     heads = [line.partition(":")[0] for line in errors[:-1]]
-    assert heads == ["backbone", "adapter of mnist", "adapter of dtd", "task mnist", "task dtd"]
+    assert heads == ["backbone missing", "adapters missing", "data missing"]
     reason = "switched off (HF_HUB_OFFLINE)" if how == "switched off" else "cannot be reached"
     assert reason in errors[-1] and str(tmp_path / "hub") in errors[-1]
-    assert str(tmp_path / "hub" / "models--openai--clip") in errors[0] and "model.init_args.backbone" in errors[0]
-    place = str(tmp_path / "hub" / "datasets--ylecun--mnist")
-    assert place in errors[3] and "train-*.parquet, test-*.parquet" in errors[3]
-    assert "into <data.init_args.root>/<task name>" in errors[3]
+    assert str(tmp_path / "hub" / "models--<owner>--<name>") in errors[0] and "openai/clip;" in errors[0]
+    assert "model.init_args.backbone" in errors[0] and "model.init_args.adapters" in errors[1]
+    assert "lab/adapter (adapter of mnist), lab/adapter (adapter of dtd)" in errors[1]
+    assert "ylecun/mnist (task mnist: train, test), tanganke/dtd (task dtd:" in errors[2]
+    assert str(tmp_path / "hub" / "datasets--<owner>--<name>") in errors[2]
+    assert "into <data.init_args.root>/<task name>" in errors[2]
 
 
 def test_a_gated_or_misspelled_model_is_one_line(hub, tmp_path, capsys):
@@ -326,8 +334,49 @@ def test_published_overlaps_are_reported_and_ones_own_refused(local, tmp_path, c
 
 def test_folders_that_are_missing_are_said_at_once(local, tmp_path, capsys):
     _, errors = prepare(capsys, *local("mnist", "dtd", "sun397", backbone="openai/clip"), status=2)
-    assert [line.split(":")[0] for line in errors][:3] == ["task dtd", "task sun397", "backbone"]
+    assert [line.split(":")[0] for line in errors][:3] == ["task dtd", "task sun397", "backbone missing"]
     assert str(tmp_path / "data" / "dtd") in errors[0]
+
+
+def test_a_missing_file_is_said_once(tmp_path, tiny_clip, capsys):
+    (tmp_path / "own.yaml").write_text(
+        f"model:\n  class_path: tests.prepared_model.PreparedModel\n  init_args: {{backbone: {tiny_clip}}}\n"
+        "data:\n  class_path: datamodules.text_tables.TextTableDataModule\n"
+        "  init_args: {tables: {moods: {text: text, label: label, class_names: [a, b], "
+        f"splits: {{train: {tmp_path / 'none.csv'}, test: {tmp_path / 'none.csv'}}}}}}}}}\n"
+    )
+    _, errors = prepare(capsys, "--config", str(tmp_path / "own.yaml"), status=2)
+    assert len(errors) == 1 and "moods" in errors[0] and "none.csv" in errors[0]
+
+
+def test_what_was_found_is_not_taken_for_another_declaration(local, capsys, monkeypatch):
+    again = "ready: all of it was here and checked before\n"
+    prepare(capsys, *local("mnist"))
+    assert prepare(capsys, *local("mnist"))[0].endswith(again)
+    monkeypatch.setattr(PreparedModel, "max_length", 77)
+    assert not prepare(capsys, *local("mnist"))[0].endswith(again)
+    declare(monkeypatch, mnist={"train": 60000, "test": 10})
+    assert "published one has 60000" in prepare(capsys, *local("mnist"), status=2)[1][0]
+
+
+def test_what_was_found_is_not_taken_for_that_of_other_code(tmp_path, monkeypatch):
+    """A user's datamodule in a file of its own, edited between two calls."""
+    path = tmp_path / "own_data.py"
+    keys = []
+    for value in (1, 1, 2):
+        path.write_text(
+            f"from datamodules.quickstart import QuickstartDataModule\nVALUE = {value}\n"
+            "class Own(QuickstartDataModule):\n    pass\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        sys.modules.pop("own_data", None)
+        keys.append(code_of(importlib.import_module("own_data").Own))
+    assert keys[0] == keys[1] != keys[2] and len(keys[0]) == 3
+
+
+def test_declarations_read_the_same_in_every_process():
+    for declared in (*VISION_TASKS.values(), *NLI_TASKS.values(), *GLUE_TASKS.values()):
+        assert " at 0x" not in repr(declared)
 
 
 def test_texts_are_checked_with_the_models_tokenizer(tmp_path, capsys, monkeypatch):

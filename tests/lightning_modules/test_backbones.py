@@ -30,6 +30,19 @@ def test_a_missing_hub_model_says_how_to_get_it():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_downloads_keep_the_bars_that_the_hub_shows(tiny_clip, hidden):
+    """transformers hides its own bars, over weights on disk, and not those of downloads; all is as it was after."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    (disable_progress_bars if hidden else enable_progress_bars)()
+    try:
+        seen = load_pretrained(lambda source: are_progress_bars_disabled(), tiny_clip)
+        assert seen is hidden and are_progress_bars_disabled() is hidden
+    finally:
+        enable_progress_bars()
+
+
 def test_adapters_never_carry_a_path_of_this_machine(tiny_clip):
     assert base_name(tiny_clip) == "test-clip"
     assert base_name("tiny-clip") == "tiny-clip"

@@ -5,14 +5,13 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
-from tests.datamodules.sources.hub_server import serve
+from tests.hub_stand_in import HubStandIn, serving
 
 CARD = """---
 configs:
@@ -67,18 +66,18 @@ def files(tmp_path):
 
 @pytest.mark.slow
 def test_download_then_no_answer(files):
-    server = serve(files / "files", "someone/words")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    lines, _ = client(files, server.server_port, [("someone/words", "train"), ("someone/else", "train")])
+    hub = HubStandIn()
+    hub.repositories["datasets/someone/words"] = files / "files"
+    with serving(hub) as address:
+        port = int(address.rpartition(":")[2])
+        lines, _ = client(files, port, [("someone/words", "train"), ("someone/else", "train")])
     assert json.loads(lines[0]) == ["train 0", "train 1", "train 2"]
     assert lines[1].startswith("hub data set someone/else (words) is not on the hub, or is private;")
     assert not list((files / "home").rglob("test-*")), "a split that nobody asked for was downloaded"
-    server.shutdown()
-    server.server_close()
     # Connections are taken and nothing is ever said: what is here is read, and the wait is paid once.
-    with socket.create_server(("127.0.0.1", server.server_port)):
+    with socket.create_server(("127.0.0.1", port)):
         wanted = [("someone/words", "train")] * 3 + [("someone/words", "test")]
-        lines, seconds = client(files, server.server_port, wanted)
+        lines, seconds = client(files, port, wanted)
     assert [json.loads(line) for line in lines[:3]] == [["train 0", "train 1", "train 2"]] * 3
     assert "and the hub cannot be reached; run `sheetbend prepare` where it can" in lines[3]
     assert seconds < 60
