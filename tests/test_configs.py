@@ -168,7 +168,7 @@ def test_published_weights_are_named_for_every_task(name):
     for place in places.values():  # RoBERTa's are folders of one repository, to be downloaded whole
         assert place.startswith("checkpoints/") if parts["model"] == "roberta_base" else place.count("/") == 1
     model = SimpleNamespace(backbone_name=model_settings(name)["backbone"], adapter_source=source)
-    data = SimpleNamespace(tasks=[SimpleNamespace(name=task) for task in tasks], sources=lambda task: {})
+    data = SimpleNamespace(task_names=tasks, check=lambda task: None, sources=lambda task: {})
     prepared = {need.user: need.place for need in needs(model, data)}
     for task, place in places.items():
         found = prepared[f"adapter of {task}"]
