@@ -104,7 +104,10 @@ def bars(results: Results) -> Figure:
             labels.insert(0, name)
     axes.set_xticks(places, [_wrapped(task) for task in groups])
     axes.set_xlim(-0.6, places[-1] + 0.6)
-    axes.set_ylim(0, 102)
+    lowest = min((value for name in results.variants for value in heights(name) if value == value), default=0.0)
+    axes.set_ylim(min(0.0, 1.1 * lowest), 102)  # correlations may be negative
+    if lowest < 0:
+        axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_ylabel(f"{_split_word(results.split)} {results.measure} (%)", color=INK)
     axes.tick_params(axis="x", length=0, labelsize=10)
     axes.spines["bottom"].set_visible(False)
@@ -126,11 +129,12 @@ def normalised(results: Results) -> Figure:
     for bar, name in zip(drawn, names, strict=True):
         bar.set_hatch(looks[name].get("hatch"))
     axes.bar_label(drawn, [f"{value:.1f}" for value in values], padding=4, fontsize=9.5, color=INK)
-    axes.axvline(100, color=INK, linewidth=1.0)
+    axes.axvline(100, color=INK, linewidth=1.0, zorder=0.5)
     axes.set_yticks(rows, names)
     axes.invert_yaxis()
-    axes.set_xlim(0, max(100.0, *values) * 1.09)
-    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlim(min(0.0, *values), max(100.0, *values) * 1.09)
+    if max(values) <= 110:
+        axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel(f"{_split_word(results.split)} {results.measure}, % of finetuned, mean over tasks", color=INK)
     axes.tick_params(axis="y", length=0, labelsize=10)
     return figure

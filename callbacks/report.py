@@ -17,6 +17,7 @@ from callbacks.results import (
     own_columns,
 )
 from lightning_modules.scores import Score
+from lightning_modules.variants import ENSEMBLE
 
 CAPTIONS = {
     "bars.png": "{} of every variant on every task",
@@ -145,7 +146,8 @@ def _data(results: Results, split: str) -> list[str]:
     names = list(dict.fromkeys(name for task in results.tasks for name in prints.get(task, {})))
     rows = []
     for task in results.tasks:
-        error = standard_error(results.score(variant, task, "accuracy"))
+        accuracy = results.metric(task) == "accuracy"
+        error = standard_error(results.score(variant, task, "accuracy")) if accuracy else None
         row = [task, f"{results.count(task) or 0:,}", "-" if error is None else f"± {100 * error:.1f}"]
         rows.append(row + [f"`{prints.get(task, {}).get(name, '-')[:12]}`" for name in names])
     header = ["task", f"{split} examples", f"standard error of {variant}", *(f"{name} fingerprint" for name in names)]
@@ -158,7 +160,8 @@ def _data(results: Results, split: str) -> list[str]:
 
 
 def _always(results: Results, split: str) -> list[str]:
-    counts = {task: results.count(task) for task in results.tasks if results.count(task)}
+    tasks = [task for task in results.tasks if results.metric(task) == "accuracy"]
+    counts = {task: results.count(task) for task in tasks if results.count(task)}
     lines = ["One seed: differences under two points are noise; run at least three seeds before ranking."]
     if counts:
         least = min(counts, key=counts.get)
@@ -167,6 +170,15 @@ def _always(results: Results, split: str) -> list[str]:
             f"The {split} split of {least} has {counts[least]:,} examples: one of them is {step:.2g} points. The "
             "standard errors above count the examples drawn, not the seeds."
         )
+    finetuned = {task: results.value("finetuned", task) for task in results.tasks}
+    lost = [task for task, value in finetuned.items() if value is not None and value <= 0]
+    if lost:
+        lines.append(
+            f"Finetuned is not above 0 on {', '.join(lost)}: nothing can be normalised by it, and there is no mean of "
+            "normalised values."
+        )
+    if ENSEMBLE in results.variants:
+        lines.append("The ensemble is measured in joint label spaces alone, and has no value of a task's own labels.")
     return lines
 
 

@@ -134,9 +134,9 @@ class Results:
         return None if score is None else score.value
 
     def normalised(self, variant: str, task: str) -> float | None:
-        """Return the value / value of ``finetuned`` on the same task of this run."""
+        """Return the value / value of ``finetuned`` on the same task of this run; none where that is not above 0."""
         value, finetuned = self.value(variant, task), self.value("finetuned", task)
-        return None if value is None or not finetuned else value / finetuned
+        return None if value is None or finetuned is None or finetuned <= 0 else value / finetuned
 
     def mean_value(self, variant: str) -> float | None:
         """Return the mean over tasks of the value; every task weighs the same."""

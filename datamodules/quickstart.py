@@ -260,6 +260,8 @@ class QuickstartDataModule(TaskDataModule):
     Known tasks: digits, mnist, textures, photographs, scenes, faces; fashion_mnist where Debian's package is installed.
     """
 
+    gives = "images"
+
     def __init__(self, *args: Any, **kwargs: Any):
         # Passed on by hand, for --help to find what the base class says of each argument.
         super().__init__(*args, **kwargs)

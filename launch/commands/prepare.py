@@ -137,7 +137,7 @@ def _show_plan(screen: "Console", found: "Sequence[Found]") -> None:
     for one in found:
         place = one.need.place
         where = str(place.absolute()) if isinstance(place, Path) else place.name
-        state = "at fault" if one.fault or one.absent else size(one.missing) if one.missing else "here"
+        state = "missing" if one.fault or one.absent else size(one.missing) if one.missing else "here"
         rows.add_row(one.need.user, where, "" if one.size is None else size(one.size), state)
     show(screen, rows)
     screen.print()

@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console
 
 from callbacks.curves import Curves, Point
+from callbacks.report import report
 from callbacks.results import Results, cells, joint_columns, own_columns, results_table, results_view
 from lightning_modules.scores import Score
 from mergers.errors import SheetbendError
@@ -77,6 +78,19 @@ def test_each_task_is_stood_for_by_its_own_metric():
     assert Results.from_json(results.to_json()).mean_value("ties") == results.mean_value("ties")
     curves = Curves().record(5, 0, scores)
     assert curves.measure == "score" and curves.line("ties", "cola") == {5: -0.25}
+
+
+@pytest.mark.parametrize("finetuned", [0.0, -0.1])
+def test_nothing_is_normalised_by_a_score_that_is_not_above_0(finetuned):
+    scores = [
+        Score(variant, task, metric, value, 10)
+        for variant, values in {"finetuned": (finetuned, 0.8), "ties": (-0.5, 0.4)}.items()
+        for task, metric, value in zip(("stsb", "sst2"), ("spearman", "accuracy"), values, strict=True)
+    ]
+    results = Results(tuple(scores))
+    assert results.normalised("ties", "stsb") is None and results.normalised("ties", "sst2") == 0.5
+    assert results.mean_normalised("ties") is None
+    assert "Finetuned is not above 0 on stsb" in report(results)
 
 
 def test_labels_of_equal_names_as_one_label_have_columns_of_their_own():

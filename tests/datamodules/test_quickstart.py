@@ -89,7 +89,7 @@ def test_a_picture_knows_its_label(loaded):
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
     monkeypatch.setattr(quickstart.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SheetbendError, match="task 'digits': sklearn is not installed; `pip install scikit-learn`"):
-        QuickstartDataModule(["digits"])
+        QuickstartDataModule(["digits"]).setup()
 
 
 def test_a_missing_debian_package_is_named_with_its_command(monkeypatch, tmp_path):
@@ -98,7 +98,7 @@ def test_a_missing_debian_package_is_named_with_its_command(monkeypatch, tmp_pat
     ]
     monkeypatch.setattr(quickstart, "QUICKSTART", moved)
     with pytest.raises(SheetbendError, match="apt-get install dataset-fashion-mnist"):
-        QuickstartDataModule(["fashion_mnist"])
+        QuickstartDataModule(["fashion_mnist"]).setup()
 
 
 def write_idx(path, array):
