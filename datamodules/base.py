@@ -1,10 +1,9 @@
 """One implementation of splits, loaders and checks for every dataset."""
 
-import contextlib
 import os
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from datamodules.sources.hub import WAY_OUT
 from datamodules.tasks import Split, Task, fingerprint
 from datamodules.turns import BatchDataset, EvalSampler, TaskOrder, TurnLoader, TurnSampler, interleave
 from mergers.errors import SheetbendError, did_you_mean
@@ -110,6 +108,14 @@ class TaskDataModule(LightningDataModule):
         """The tasks in use, in order; where their classes are not declared, the first use reads their labels."""
         known = self.task_table()
         return tuple(known[name] for name in self.task_names)
+
+    def task(self, name: str) -> Task:
+        """Return the task ``name``, one of those in use."""
+        return self.tasks[self.task_names.index(name)]
+
+    def declaration(self, task: str) -> Any:
+        """Return all that is declared of a published task beside its `Task`: sources, counts, labels; else none."""
+        return None
 
     def missing(self) -> list[str]:
         """Return what `check` has against the tasks in use, one line a task; reads no data."""
@@ -310,15 +316,6 @@ class TaskDataModule(LightningDataModule):
                     f"task {task}: its examples are not those that the checkpoint was trained on; start a run of "
                     "its own with another --trainer.default_root_dir"
                 )
-
-
-@contextlib.contextmanager
-def way_out(instead: str) -> Iterator[None]:
-    """Let an error of the hub in the block say ``instead``, of a datamodule that has no ``root`` for local copies."""
-    try:
-        yield
-    except SheetbendError as error:
-        raise SheetbendError(str(error).replace(WAY_OUT, instead)) from error.__cause__
 
 
 def check_labels(task: Any, splits: dict[str, Split]) -> None:

@@ -7,11 +7,12 @@ from typing import Literal
 
 import numpy as np
 
-from datamodules.base import SPLITS, way_out
+from datamodules.base import SPLITS
 from datamodules.image_tasks import ImageDataModule, Part
+from datamodules.own_data import check_hub, check_one_file, check_overlap, check_shares, check_splits, read_own_table
 from datamodules.sources.image_folder import has_class_folders, read_class_folders, read_image_folder
 from datamodules.sources.image_source import ImageSource, source_of_table
-from datamodules.sources.tables import Hub, read_table
+from datamodules.sources.tables import Hub
 from datamodules.splits import divided
 from datamodules.tasks import Task
 from mergers.errors import SheetbendError, did_you_mean
@@ -70,29 +71,22 @@ class ImageSet:
     def check(self, task: str) -> None:
         """Raise `SheetbendError` if the fields do not fit together, or nothing is there; reads nothing."""
         where = f"task {task}"
-        if self.hub is None and (self.config is not None or self.revision is not None):
-            raise SheetbendError(f"{where}: config and revision are of a hub data set; name its hub, or leave them out")
+        check_hub(where, self.hub, self.config, self.revision)
         if (self.path is None) == (self.hub is None):
             raise SheetbendError(f"{where}: path is {self.path} and hub is {self.hub}; give one of them")
         if self.path is not None and not self.place.exists():
             raise SheetbendError(f"{where}: {self.place} is not there; check the path")
-        if self.splits is not None and ("train" not in self.splits or not set(self.splits) <= set(SPLITS)):
-            raise SheetbendError(
-                f"{where}: splits is {self.splits}; say what train is called, and val and test where they are there, "
-                "for example {train: train, val: validation, test: test}"
-            )
+        if self.splits is not None:
+            check_splits(where, self.splits, "what train is called")
         single = self.path is not None and self.place.is_file()
-        if single and self.splits is not None:
-            raise SheetbendError(f"{where}: {self.place} is one file, so splits has no meaning; leave one of them out")
+        if single:
+            check_one_file(where, self.place, self.splits)
         if self.splits is None and not single and not self.in_folders:
             raise SheetbendError(
                 f"{where}: {self.place} holds no folders of pictures (<class>/* or train/<class>/*); for a table say "
                 "what its splits are called, for example splits: {train: train, test: test}"
             )
-        if not (self.val > 0 and self.test > 0 and self.val + self.test < 1):  # so that nan is refused too
-            raise SheetbendError(
-                f"{where}: val {self.val} and test {self.test} are shares of train; give two that leave some"
-            )
+        check_shares(where, self.val, self.test)
 
     def read(self, task: str) -> dict[str, ImageSource]:
         """Return the splits that are there, with the source's own labels; one that is not split is ``train``."""
@@ -105,8 +99,7 @@ class ImageSet:
         sources = {}
         for split, name in names.items():
             where = f"task {task}, {self.place}" + ("" if self.splits is None else f", split {name}")
-            with way_out(f"or put a copy into a folder and name it: path of task {task}, in the place of hub"):
-                table = read_table(self.place, name)
+            table = read_own_table(task, self.place, name)
             sources[split] = source_of_table(table, self.image, self.label, where)
         return sources
 
@@ -153,11 +146,9 @@ class ImageFolderDataModule(ImageDataModule):
         num_workers: int = 0,
         seed: int | None = None,
     ):
-        if overlap not in ("refuse", "report"):
-            raise SheetbendError(f"data.overlap is {overlap!r}; give refuse or report")
+        self.overlap = check_overlap(overlap)
         if not images:
             raise SheetbendError("data.images is empty; declare a task there: {name: {path: FOLDER}}")
-        self.overlap = overlap
         self.images = _sets_in(Path(images).expanduser()) if isinstance(images, str) else dict(images)
         self.templates = tuple(templates or ())
         super().__init__(
@@ -198,7 +189,7 @@ class ImageFolderDataModule(ImageDataModule):
     def parts(self, task: str) -> dict[str, Part]:
         """Read the pictures of ``task``, with its own labels; cut from train what is not there."""
         one = self.images[task]
-        classes = next(known for known in self.tasks if known.name == task).class_names
+        classes = self.task(task).class_names
         parts = {split: _labelled(task, one, source, classes) for split, source in one.read(task).items()}
         if "train" not in parts:
             raise SheetbendError(f"task {task}: {one.place} has no train folder; add it, or leave {SPLITS[2]} out")

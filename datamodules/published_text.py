@@ -112,6 +112,10 @@ class PublishedTextDataModule(TextDataModule):
         """Return all tasks that can be named, by name."""
         return {name: one.task for name, one in cls.published().items()}
 
+    def declaration(self, task: str) -> PublishedText:
+        """Return all that is declared of ``task``."""
+        return self.published()[task]
+
     def source(self, task: str) -> TextSource:
         """Return where ``task`` is read from on the hub."""
         return self.published()[task].sources[0]

@@ -152,7 +152,6 @@ class TextSplit:
         texts: the examples.
         tokenizer: of transformers, with a pad token; texts of a pair are joined its way, and padded on its side.
         max_length: tokens at most; longer texts are cut (of a pair, the longer one first). None: the tokenizer's limit.
-        pad_to_multiple_of: batches are made this much wider where needed; 1 leaves them as they are.
         name: what messages call the split.
     """
 
@@ -161,14 +160,13 @@ class TextSplit:
         texts: Texts,
         tokenizer: Any,
         max_length: int | None = None,
-        pad_to_multiple_of: int = 1,
         name: str = "a split of texts",
     ):
         if tokenizer.pad_token_id is None:
             raise SheetbendError(
                 f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no pad token; give it one"
             )
-        self.texts, self.tokenizer, self.pad_to_multiple_of = texts, tokenizer, pad_to_multiple_of
+        self.texts, self.tokenizer = texts, tokenizer
         self.max_length, self.name = max_length, name
         self.labels = torch.from_numpy(texts.labels)
         self._tokens: dict[str, np.ndarray] | None = None
@@ -193,8 +191,7 @@ class TextSplit:
         rows = np.asarray(indices, np.int64)
         starts = self._tokens["starts"][rows]
         lengths = self._tokens["starts"][rows + 1] - starts
-        width = int(-(-lengths.max() // self.pad_to_multiple_of) * self.pad_to_multiple_of)
-        places = np.arange(width)
+        places = np.arange(lengths.max())
         filled = (places[::-1] if self.tokenizer.padding_side == "left" else places) < lengths[:, None]
         # Rows of `filled` are true in as many places as the row has tokens, so flat tokens fall into place.
         flat = np.concatenate([np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)])

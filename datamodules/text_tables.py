@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset
 
-from datamodules.base import SPLITS, way_out
-from datamodules.sources.tables import Hub, class_names, column, read_table, require_columns
+from datamodules.base import SPLITS
+from datamodules.own_data import check_hub, check_one_file, check_overlap, check_shares, check_splits, read_own_table
+from datamodules.sources.tables import Hub, class_names, column, require_columns
 from datamodules.splits import divided
 from datamodules.tasks import Task
 from datamodules.text import TextDataModule, Texts, TextSplit, read_texts
@@ -68,24 +69,15 @@ class TextTable:
             raise SheetbendError(f"{where}: text names {len(self.columns)} columns; name one, or two for pairs")
         if self.path is not None and self.hub is not None:
             raise SheetbendError(f"{where}: path {self.path} and hub {self.hub} are both given; give one")
-        if self.hub is None and (self.config is not None or self.revision is not None):
-            raise SheetbendError(f"{where}: config and revision are of a hub data set; name its hub, or leave them out")
+        check_hub(where, self.hub, self.config, self.revision)
         if self.path is None and self.hub is None and self.splits is None:
             raise SheetbendError(f"{where}: there is nothing to read; give path, hub, or splits with a file each")
         whole = self.path is not None and not Path(self.path).expanduser().is_dir()
-        if whole and self.splits is not None:
-            raise SheetbendError(
-                f"{where}: path {self.path} is one file, so splits has no meaning; leave one of them out"
-            )
-        if not whole and (self.splits is None or "train" not in self.splits or not set(self.splits) <= set(SPLITS)):
-            raise SheetbendError(
-                f"{where}: splits is {self.splits}; say what train is called (without path and hub: its file), and val "
-                "and test where they are there, for example {train: train, val: validation, test: test}"
-            )
-        if not (self.val > 0 and self.test > 0 and self.val + self.test < 1):  # so that nan is refused too
-            raise SheetbendError(
-                f"{where}: val {self.val} and test {self.test} are shares of train; give two that leave some"
-            )
+        if whole:
+            check_one_file(where, self.path, self.splits)
+        else:
+            check_splits(where, self.splits, "what train is called (without path and hub: its file)")
+        check_shares(where, self.val, self.test)
         for source, _ in self.sources().values():
             if isinstance(source, Path) and not source.exists():
                 raise SheetbendError(f"{where}: {source} is not there; check the path")
@@ -137,9 +129,7 @@ class TextTableDataModule(TextDataModule):
         num_workers: int = 0,
         seed: int | None = None,
     ):
-        if overlap not in ("refuse", "report"):
-            raise SheetbendError(f"data.overlap is {overlap!r}; give refuse or report")
-        self.overlap = overlap
+        self.overlap = check_overlap(overlap)
         if not tables:
             raise SheetbendError("data.tables is empty; declare a task there: {name: {path: .., text: .., label: ..}}")
         self.tables, self.max_length = tables, self.checked_max_length(max_length)
@@ -202,8 +192,7 @@ class TextTableDataModule(TextDataModule):
         where = f"task {task}, {source}" + (
             "" if isinstance(source, Path) and source.is_file() else f", split {theirs}"
         )
-        with way_out(f"or put a copy into a folder and name it: path of task {task}, in the place of hub"):
-            read = read_table(source, theirs)
+        read = read_own_table(task, source, theirs)
         require_columns(read, [*table.columns, table.label, *([table.group] if table.group else [])], where)
         return read, where
 
@@ -255,7 +244,7 @@ class TextTableDataModule(TextDataModule):
     def _read(self, task: str, ours: str) -> tuple[Texts, list]:
         """Return the examples of a source that have a class, and their groups."""
         table, (read, where) = self.tables[task], self._table(task, ours)
-        classes = next(one for one in self.tasks if one.name == task).class_names
+        classes = self.task(task).class_names
         labels = _positions(_labels(read, table.label, where), table, classes, where)
         texts = read_texts(read, table.columns, labels, where)
         values = column(read, table.group) if table.group else [None] * len(read)

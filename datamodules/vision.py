@@ -64,6 +64,10 @@ class VisionDataModule(ImageDataModule):
         """Return all tasks, by name."""
         return {name: entry.task for name, entry in VISION_TASKS.items()}
 
+    def declaration(self, task: str) -> VisionTask:
+        """Return all that is declared of ``task``."""
+        return VISION_TASKS[task]
+
     def check(self, task: str) -> None:
         """Raise `SheetbendError` if a local copy or an index file is named that is not there."""
         self._place(VISION_TASKS[task])

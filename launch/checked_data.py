@@ -13,10 +13,7 @@ import datasets
 from datamodules import Task, TaskDataModule
 from datamodules.base import SPLITS
 from datamodules.image_tasks import ImageDataModule
-from datamodules.published_text import PublishedTextDataModule
 from datamodules.sources.hub import Hub, fetch
-from datamodules.vision import VisionDataModule
-from datamodules.vision_tasks import VISION_TASKS
 from lightning_modules import LoRATasks
 from mergers import SheetbendError
 from mergers.files import atomic_write, cache_folder
@@ -130,16 +127,9 @@ class Record:
             stamps = [[ours, _source_stamp(place, split), split] for ours, (place, split) in sources.items()]
         except (OSError, SheetbendError):
             return None
-        declared = [repr(task), repr(_declaration(self._datamodule, task))]
+        declared = [repr(task), repr(self._datamodule.declaration(task.name))]
         key = json.dumps([*self._common, declared, stamps], sort_keys=True, default=str)
         return cache_folder("prepared") / f"{task.name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
-
-
-def _declaration(datamodule: TaskDataModule, task: Task) -> Any:
-    """Return all that is declared of a published task: counts, labels, columns; that of others is in the settings."""
-    if isinstance(datamodule, VisionDataModule):
-        return VISION_TASKS[task.name]
-    return datamodule.published()[task.name] if isinstance(datamodule, PublishedTextDataModule) else None
 
 
 def code_of(kind: type[TaskDataModule]) -> list[str]:

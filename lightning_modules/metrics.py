@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, MulticlassAccuracy
+from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
 
 from datamodules.label_space import JointLabels
 from lightning_modules.scores import Score
@@ -20,35 +20,23 @@ def _accuracy(classes: int) -> Metric:
     return MulticlassAccuracy(classes, average="micro", validate_args=False)
 
 
-class Matthews(Metric):
-    """Matthews' correlation of predicted and true class (Gorodkin, 2004, for more than two classes).
+class Matthews(MulticlassMatthewsCorrCoef):
+    """Matthews' correlation of predicted and true class.
 
-    0 where all predictions, or all true classes, are one class, as in scikit-learn and GLUE; torchmetrics' own gives
-    other values there.
+    0 where all predictions, or all true classes, are one class, as in scikit-learn and GLUE; torchmetrics gives other
+    values there for two classes.
 
     Args:
         classes: number of classes.
     """
 
-    full_state_update = False
-
     def __init__(self, classes: int):
-        super().__init__()
-        self.add_state("confusion", torch.zeros(classes, classes, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, predicted: Tensor, true: Tensor) -> None:
-        """Count classes, both (N,) int64."""
-        classes = len(self.confusion)
-        counts = torch.bincount(true * classes + predicted, minlength=classes**2)
-        self.confusion += counts.reshape(classes, classes)
+        super().__init__(classes, validate_args=False)
 
     def compute(self) -> Tensor:
         """Return the correlation, a scalar in [-1, 1]."""
-        counts = self.confusion.cpu().double()
-        true, predicted, total = counts.sum(1), counts.sum(0), counts.sum()
-        covariance = counts.trace() * total - true @ predicted
-        spread = (total**2 - predicted @ predicted) * (total**2 - true @ true)
-        return covariance / spread.sqrt() if spread > 0 else torch.zeros((), dtype=torch.float64)
+        varied = all((self.confmat.sum(dim) > 0).sum() > 1 for dim in (0, 1))
+        return super().compute() if varied else torch.zeros(())
 
 
 def _accuracy_and_f1(classes: int) -> Metric:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 
+from datamodules.prompts import IGNORED
 from lightning_modules.answers import AnswerEvaluator
 from lightning_modules.backbones import load_pretrained, load_tokenizer
 from lightning_modules.base import LoRATasks
@@ -19,7 +20,6 @@ from lightning_modules.variants import Variant
 from mergers import SheetbendError
 from mergers.files import atomic_write
 
-IGNORED = -100  # the label of what is not to be learned
 ANSWERS_FILE = "answers.jsonl"
 PROMPT_TAIL = 300  # characters of a prompt that stand beside its answer
 

@@ -255,7 +255,7 @@ def test_only_the_sets_in_use_are_read_and_only_when_needed(tmp_path, monkeypatc
         read.append((str(place), split))
         return read_table(place, split)
 
-    monkeypatch.setattr("datamodules.folder.read_table", reading)
+    monkeypatch.setattr("datamodules.own_data.read_table", reading)
     datamodule = ImageFolderDataModule(images, tasks=["birds"])
     assert datamodule.task_names == ("birds",) and not datamodule.missing() and datamodule.sources("birds")
     assert read == []

@@ -50,16 +50,6 @@ def test_truncation_is_the_smaller_limit():
         assert cut.tolist() == np.minimum(lengths, expected).tolist()
 
 
-def test_width_on_request():
-    texts = random_texts(9)
-    plain_batch, _ = TextSplit(texts, word_tokenizer()).batch(range(9))
-    inputs, _ = TextSplit(texts, word_tokenizer(), pad_to_multiple_of=8).batch(range(9))
-    width = plain_batch["input_ids"].shape[1]
-    assert width % 8 and inputs["input_ids"].shape[1] == -(-width // 8) * 8
-    assert torch.equal(inputs["input_ids"][:, :width], plain_batch["input_ids"])
-    assert not inputs["input_ids"][:, width:].any() and not inputs["attention_mask"][:, width:].any()
-
-
 def test_evaluation_goes_from_long_to_short():
     split = TextSplit(random_texts(50), word_tokenizer())
     order = split.eval_order()

@@ -271,7 +271,7 @@ def test_only_the_tables_in_use_are_read_and_only_when_needed(tmp_path, monkeypa
         read.append(str(source))
         return read_table(source, split)
 
-    monkeypatch.setattr("datamodules.text_tables.read_table", reading)
+    monkeypatch.setattr("datamodules.own_data.read_table", reading)
     path = write(tmp_path / "a.csv", rows())
     far = TextTable("text", "mood", hub="a/b", splits={"train": "train", "test": "dev"}, label_space="s")
     tables = {"here": TextTable("text", "mood", path, label_space="s"), "far": far}

@@ -1,0 +1,60 @@
+"""What datamodules of one's own data have in common: checks of what a configuration says, and reading its tables."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from datasets import Dataset
+
+from datamodules.base import SPLITS
+from datamodules.sources.hub import WAY_OUT
+from datamodules.sources.tables import Hub, read_table
+from mergers.errors import SheetbendError
+
+
+def check_overlap(overlap: str) -> str:
+    """Return ``overlap``; raise `SheetbendError` unless it is a word that is known."""
+    if overlap not in ("refuse", "report"):
+        raise SheetbendError(f"data.overlap is {overlap!r}; give refuse or report")
+    return overlap
+
+
+def check_hub(where: str, hub: str | None, config: str | None, revision: str | None) -> None:
+    """Raise `SheetbendError` where a configuration or revision is named without the hub data set it belongs to."""
+    if hub is None and (config is not None or revision is not None):
+        raise SheetbendError(f"{where}: config and revision are of a hub data set; name its hub, or leave them out")
+
+
+def check_splits(where: str, splits: Collection[str] | None, names: str) -> None:
+    """Raise `SheetbendError` unless ``splits`` names train, and besides it val and test at most.
+
+    Args:
+        where: what the message calls the task.
+        splits: as given.
+        names: what is to be said of each split, in words.
+    """
+    if splits is None or "train" not in splits or not set(splits) <= set(SPLITS):
+        raise SheetbendError(
+            f"{where}: splits is {splits}; say {names}, and val and test where they are there, for example "
+            "{train: train, val: validation, test: test}"
+        )
+
+
+def check_one_file(where: str, path: str | Path, splits: Collection[str] | None) -> None:
+    """Raise `SheetbendError` where splits are named of a single file."""
+    if splits is not None:
+        raise SheetbendError(f"{where}: {path} is one file, so splits has no meaning; leave one of them out")
+
+
+def check_shares(where: str, val: float, test: float) -> None:
+    """Raise `SheetbendError` unless val and test are shares that leave some of train; nan is none."""
+    if not (val > 0 and test > 0 and val + test < 1):
+        raise SheetbendError(f"{where}: val {val} and test {test} are shares of train; give two that leave some")
+
+
+def read_own_table(task: str, source: Hub | Path, split: str) -> Dataset:
+    """Return `read_table`, whose errors name the way out that a task of one's own has: it has no ``root``."""
+    try:
+        return read_table(source, split)
+    except SheetbendError as error:
+        instead = f"or put a copy into a folder and name it: path of task {task}, in the place of hub"
+        raise SheetbendError(str(error).replace(WAY_OUT, instead)) from error.__cause__
