@@ -24,15 +24,15 @@ from lightning_modules.adapter_folders import fill_in
 from lightning_modules.backbones import HubFiles, checkpoint_files
 from lightning_modules.image_backbones import backbone_source
 from mergers import SheetbendError
+from mergers.adapters import ADAPTER_FILES
 from mergers.adapters.heads import HEAD_FILE, PUBLISHED_HEADS_FILE
 from mergers.adapters.hub import hub_errors, is_hub_id
-from mergers.adapters.peft import CONFIG_FILE, PICKLED_WEIGHTS_FILE, WEIGHTS_FILE
+from mergers.adapters.peft import CONFIG_FILE
 from mergers.adapters.reachable import hub_answers
 
 BACKBONE = "model.init_args.backbone"
 ROOT = "data.init_args.root"
 EVERY = "all tasks"
-ADAPTER = (CONFIG_FILE, WEIGHTS_FILE, PICKLED_WEIGHTS_FILE, HEAD_FILE, PUBLISHED_HEADS_FILE)
 _AT_ONCE = 8
 
 
@@ -137,7 +137,7 @@ def adapter_files(names: Sequence[str]) -> list[str]:
     does not count as whole where the hub does not answer.
     """
     if CONFIG_FILE in names:
-        return [name for name in ADAPTER if name in names]
+        return [name for name in ADAPTER_FILES if name in names]
     heads = [name for name in (HEAD_FILE, PUBLISHED_HEADS_FILE) if name in names]
     return sorted({*checkpoint_files(names), *fnmatch.filter(names, "model*.safetensors"), *heads})
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from lightning_modules.full_checkpoints import Donors, Unadapted, is_full_checkpoint, load_full_checkpoint
 from lightning_modules.lora import add_adapter
 from mergers import Adapter, LowRankUpdate, SheetbendError, load_adapter
-from mergers.adapters import CONFIG_FILE, WEIGHTS_FILE
+from mergers.adapters import ADAPTER_FILES, WEIGHTS_FILE
 from mergers.adapters.files import read_pickle, read_safetensors
-from mergers.adapters.heads import HEAD_FILE, PUBLISHED_HEADS_FILE
+from mergers.adapters.heads import HEAD_FILE
 from mergers.adapters.hub import fetch, is_hub_id
 from mergers.adapters.kinds import kind_of
 from mergers.adapters.peft import PICKLED_WEIGHTS_FILE
@@ -179,8 +179,7 @@ def _peft_parts(
             for factor, tensor in (("A", update.A), ("B", update.B))
         }
         return config, weights
-    files = (CONFIG_FILE, WEIGHTS_FILE, PICKLED_WEIGHTS_FILE, HEAD_FILE, PUBLISHED_HEADS_FILE)
-    folder = fetch(source, files) if is_hub_id(source) else Path(source)
+    folder = fetch(source, ADAPTER_FILES) if is_hub_id(source) else Path(source)
     try:
         config = LoraConfig.from_pretrained(folder)
     except (TypeError, ValueError) as error:

@@ -10,6 +10,9 @@ from mergers.adapters.published import load_published
 from mergers.errors import SheetbendError
 from mergers.updates import Adapter
 
+# What is read of an adapter's repository on the hub; those of them that it has.
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, PICKLED_WEIGHTS_FILE, HEAD_FILE, PUBLISHED_HEADS_FILE)
+
 
 def load_adapter(source: str | Path, name: str | None = None) -> Adapter:
     """Read an adapter from wherever it is.
@@ -33,8 +36,7 @@ def load_adapter(source: str | Path, name: str | None = None) -> Adapter:
     except (OSError, ValueError) as error:  # a name that no file can have, or a folder that may not be entered
         raise SheetbendError(f"{label[:200]!r} cannot be looked at ({one_line(error)}); give another path") from None
     if is_hub_id(source):
-        files = (CONFIG_FILE, WEIGHTS_FILE, PICKLED_WEIGHTS_FILE, HEAD_FILE, PUBLISHED_HEADS_FILE)
-        return load_peft_folder(fetch(label, files), name or repository_name(label), label)
+        return load_peft_folder(fetch(label, ADAPTER_FILES), name or repository_name(label), label)
     path = Path(source)
     if path.suffix == ".pt":
         return load_published(path, name or path.stem, label)
