@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from datamodules.tasks import Split, Task, fingerprint
+from datamodules.tasks import Split, Task, check_listed, fingerprint
 from datamodules.turns import BatchDataset, EvalSampler, TaskOrder, TurnLoader, TurnSampler, interleave
 from mergers.errors import SheetbendError, did_you_mean
 from mergers.seeding import derive_generator
@@ -67,6 +67,7 @@ class TaskDataModule(LightningDataModule):
         seed: int | None = None,
     ):
         super().__init__()
+        check_listed(tasks, "data.tasks")
         known = self.known_names()
         if not tasks:
             raise SheetbendError(f"data.tasks is empty; name some of {', '.join(known)}")

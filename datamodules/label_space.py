@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergers.errors import SheetbendError
+from datamodules.tasks import check_listed
+from mergers.errors import SheetbendError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,13 @@ def joint_label_space(task_names: Sequence[str], by_name: bool = False) -> dict[
         by_name: classes of one name are one class, whichever task they are from.
 
     Raises:
-        SheetbendError: a name is no vision task.
+        SheetbendError: a name is no vision task, or there is one bare name in the place of a list.
     """
     from datamodules.vision_tasks import VISION_TASKS  # its tables of names are read only where they are needed
 
-    unknown = [name for name in task_names if name not in VISION_TASKS]
-    if unknown:
-        raise SheetbendError(f"unknown task {unknown[0]!r}; known tasks: {', '.join(VISION_TASKS)}")
+    check_listed(task_names, "task_names")
+    for name in task_names:
+        if name not in VISION_TASKS:
+            guess = did_you_mean(name, list(VISION_TASKS))
+            raise SheetbendError(f"unknown task {name!r}; known tasks: {', '.join(VISION_TASKS)}{guess}")
     return joint_labels([VISION_TASKS[name].task for name in task_names], by_name).columns

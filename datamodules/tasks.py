@@ -25,6 +25,12 @@ def check_task_name(name: str) -> None:
         )
 
 
+def check_listed(names: Sequence[str], what: str) -> None:
+    """Raise `SheetbendError` if ``names`` is one bare name, whose letters would be taken for names."""
+    if isinstance(names, str):
+        raise SheetbendError(f"{what} is {names!r}, one name; give a list of names, [{names!r}] for this one alone")
+
+
 @dataclass(frozen=True)
 class Task:
     """One classification task.

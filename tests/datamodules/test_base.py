@@ -118,6 +118,7 @@ def test_the_seed_of_seed_everything_is_taken(monkeypatch):
     [
         ({"tasks": ["hu"]}, r"unknown task 'hu'; known tasks: hue, tint, shade \(did you mean 'hue'\?\)"),
         ({"tasks": []}, "data.tasks is empty"),
+        ({"tasks": "hue"}, r"data\.tasks is 'hue', one name; give a list of names, \['hue'\]"),
         ({"tasks": ["hue", "hue"]}, "'hue' is named twice"),
         ({"tasks": ["hue"], "batch_size": 0}, "data.batch_size is 0"),
         ({"tasks": ["hue"], "num_workers": -1}, "data.num_workers is -1"),

@@ -209,8 +209,10 @@ def test_the_joint_label_space_of_the_eight_tasks():
     assert joint_label_space(VISION_8) == published.columns
     assert joint_label_space(VISION_8, by_name=True) == by_name.columns
     assert joint_label_space(VISION_20)["emnist"] == published.columns["mnist"]
-    with pytest.raises(SheetbendError, match="unknown task 'cars'"):
-        joint_label_space(["cars"])
+    with pytest.raises(SheetbendError, match=r"unknown task 'minst'.*\(did you mean 'mnist'\?\)"):
+        joint_label_space(["minst"])
+    with pytest.raises(SheetbendError, match=r"task_names is 'mnist', one name; give a list of names, \['mnist'\] for"):
+        joint_label_space("mnist")
 
 
 @needs_facts
