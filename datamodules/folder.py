@@ -9,7 +9,15 @@ import numpy as np
 
 from datamodules.base import SPLITS
 from datamodules.image_tasks import ImageDataModule, Part
-from datamodules.own_data import check_hub, check_one_file, check_overlap, check_shares, check_splits, read_own_table
+from datamodules.own_data import (
+    check_hub,
+    check_one_file,
+    check_overlap,
+    check_shares,
+    check_splits,
+    read_own_table,
+    without_repeats,
+)
 from datamodules.sources.image_folder import has_class_folders, read_class_folders, read_image_folder
 from datamodules.sources.image_source import ImageSource, source_of_table
 from datamodules.sources.tables import Hub
@@ -195,20 +203,12 @@ class ImageFolderDataModule(ImageDataModule):
             raise SheetbendError(f"task {task}: {one.place} has no train folder; add it, or leave {SPLITS[2]} out")
         shares = {split: getattr(one, split) for split in ("val", "test") if split not in parts}
         if shares:
-            pool = self._without_repeats(task, parts["train"])
-            labels = pool.source.labels[pool.rows]
-            rows = divided(task, labels, {"train": 1 - sum(shares.values()), **shares})
-            parts |= {split: Part(pool.source, pool.rows[taken]) for split, taken in rows.items()}
+            source, pool = parts["train"].source, parts["train"].rows
+            keys = [key.tobytes() for key in self.open_images(source, f"task {task}").keys[pool]]
+            pool = pool[without_repeats(self, task, keys, "pictures repeat another")]
+            rows = divided(task, source.labels[pool], {"train": 1 - sum(shares.values()), **shares})
+            parts |= {split: Part(source, pool[taken]) for split, taken in rows.items()}
         return parts
-
-    def _without_repeats(self, task: str, part: Part) -> Part:
-        """Leave out pictures that stand twice, since chance would put them into two splits."""
-        keys = self.open_images(part.source, f"task {task}").keys[part.rows]
-        first = np.sort(np.unique(keys, axis=0, return_index=True)[1])
-        if len(first) < len(part.rows):
-            left = len(part.rows) - len(first)
-            self.note(task, f"{left} of {len(part.rows)} pictures repeat another and are left out.")
-        return Part(part.source, part.rows[first])
 
 
 def _sets_in(folder: Path) -> dict[str, ImageSet]:

@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from datamodules.base import SPLITS, TaskDataModule
 from datamodules.generation_tasks import GenerationTask, families, is_empty
+from datamodules.own_data import without_repeats
 from datamodules.prompts import PromptTokens, prompt_fields, render
 from datamodules.sources.tables import Hub, column, read_table, require_columns
 from mergers.errors import SheetbendError, did_you_mean
@@ -251,7 +252,9 @@ class GenerationDataModule(TaskDataModule):
         task = self.task_table()[name]
         train = self._read(task, "train", self._table(task, "train"))
         if task.splits.get("test") is None:
-            train, test = self._cut(task, train if self._published(task) else self._without_repeats(name, train))
+            if not self._published(task):
+                train = train.take(without_repeats(self, name, train.prompts, "examples repeat the prompt of another"))
+            train, test = self._cut(task, train)
         else:
             test = self._read(task, "test", self._table(task, "test"))
         if task.splits.get("val") is None:
@@ -275,14 +278,6 @@ class GenerationDataModule(TaskDataModule):
     def _published(self, task: GenerationTask) -> bool:
         """Return whether ``task`` is of the family, not one's own; its examples are those of the published code."""
         return self.family is not None and task.name in families()[self.family]
-
-    def _without_repeats(self, task: str, examples: Examples) -> Examples:
-        """Leave out prompts that stand twice, since chance would put them into two splits."""
-        first = {prompt: row for row, prompt in reversed(list(enumerate(examples.prompts)))}
-        if len(first) < len(examples.prompts):
-            left, whole = len(examples.prompts) - len(first), len(examples.prompts)
-            self.note(task, f"{left} of {whole} examples repeat the prompt of another and are left out.")
-        return examples.take(sorted(first.values()))
 
     def _cut(self, task: GenerationTask, examples: Examples) -> tuple[Examples, Examples]:
         """Return train and test as datasets.load_dataset(...)["train"].train_test_split gives them."""

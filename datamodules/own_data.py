@@ -1,13 +1,15 @@
-"""What datamodules of one's own data have in common: checks of what a configuration says, and reading its tables."""
+"""What datamodules of one's own data share: checks of a configuration, reading its tables, leaving repeats out."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset
 
-from datamodules.base import SPLITS
+from datamodules.base import SPLITS, TaskDataModule
 from datamodules.sources.hub import WAY_OUT
 from datamodules.sources.tables import Hub, read_table
+from datamodules.splits import first_of_each
 from mergers.errors import SheetbendError
 
 
@@ -58,3 +60,20 @@ def read_own_table(task: str, source: Hub | Path, split: str) -> Dataset:
     except SheetbendError as error:
         instead = f"or put a copy into a folder and name it: path of task {task}, in the place of hub"
         raise SheetbendError(str(error).replace(WAY_OUT, instead)) from error.__cause__
+
+
+def without_repeats(data: TaskDataModule, task: str, keys: Sequence[Hashable], what: str) -> np.ndarray:
+    """Return the rows of examples that repeat no earlier one, int64, ascending; the caveats say how many do.
+
+    To be called of what is cut into splits, since chance would put an example that stands twice into two of them.
+
+    Args:
+        data: the datamodule, which keeps the caveats.
+        task: name of the task.
+        keys: one an example; equal keys are one example.
+        what: how many of these do what, in words.
+    """
+    rows = first_of_each(keys)
+    if len(rows) < len(keys):
+        data.note(task, f"{len(keys) - len(rows)} of {len(keys)} {what} and are left out.")
+    return rows

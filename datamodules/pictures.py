@@ -1,10 +1,9 @@
 """Pictures into arrays: resizing, crops from disjoint regions, seeded splits."""
 
-import hashlib
-
 import numpy as np
 from PIL import Image
 
+from datamodules.splits import divided, first_of_each
 from datamodules.tasks import ArrayData, Split
 from mergers.seeding import derive_seed
 
@@ -24,31 +23,19 @@ def to_rgb32(pictures: np.ndarray, border: int = 0) -> np.ndarray:
 
 
 def stratified(pictures: np.ndarray, labels: np.ndarray, sizes: dict[str, float], seed_name: str) -> dict[str, Split]:
-    """Split at random, class by class, after dropping repeated pictures.
+    """Split at random, class by class, after dropping repeated pictures; each split comes in a random order.
 
     Args:
         pictures: uint8 (N, 3, 32, 32).
         labels: (N,).
         sizes: share of each split, in the order in which they take their examples.
-        seed_name: what the random order is derived from.
+        seed_name: what the random choice and order depend on.
     """
-    keys = [hashlib.sha256(picture.tobytes()).digest() for picture in pictures]
-    first = np.sort(np.unique(np.array(keys, dtype="S32"), return_index=True)[1])
+    first = first_of_each(picture.tobytes() for picture in pictures)
     pictures, labels = pictures[first], labels[first]
-    generator = np.random.default_rng(derive_seed("split", seed_name))
-    taken: dict[str, list[int]] = {name: [] for name in sizes}
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        bounds = np.round(np.cumsum([0, *sizes.values()]) * len(members)).astype(int)
-        for name, start, stop in zip(sizes, bounds, bounds[1:], strict=False):
-            taken[name].extend(members[start:stop])
     # Shuffled, so that no loader order has all of one class in a row.
-    return {name: ArrayData(*_take(pictures, labels, generator.permutation(rows))) for name, rows in taken.items()}
-
-
-def _take(pictures: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rows = rows.astype(int)
-    return pictures[rows], labels[rows]
+    rows = divided(seed_name, labels, sizes, shuffled=True)
+    return {name: ArrayData(pictures[taken], labels[taken]) for name, taken in rows.items()}
 
 
 def bands(width: int, shares: dict[str, float], gap: int) -> dict[str, tuple[int, int]]:

@@ -12,6 +12,7 @@ from PIL import Image
 from datamodules.base import TaskDataModule
 from datamodules.pictures import band_crops, stratified, to_rgb32
 from datamodules.sources.layouts import read_idx
+from datamodules.splits import first_of_each
 from datamodules.tasks import ArrayData, Split, Task
 from mergers.errors import SheetbendError
 from mergers.seeding import derive_seed
@@ -115,13 +116,8 @@ def _fashion_mnist() -> dict[str, Split]:
     test_pictures, test_labels = _idx("t10k-images-idx3-ubyte.gz"), _idx("t10k-labels-idx1-ubyte.gz")
     # No picture twice, the test set's own kept whole: the published files repeat a few.
     test = {picture.tobytes() for picture in test_pictures}
-    seen: set[bytes] = set()
-    rows = []
-    for row in order:
-        key = pictures[row].tobytes()
-        if key not in test and key not in seen:
-            seen.add(key)
-            rows.append(row)
+    order = order[first_of_each(pictures[row].tobytes() for row in order)]
+    rows = [row for row in order if pictures[row].tobytes() not in test]
     train, val = rows[:6000], rows[6000:6500]
     return {
         "train": ArrayData(to_rgb32(pictures[train], border=2), labels[train]),

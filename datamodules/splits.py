@@ -1,9 +1,12 @@
-"""How examples are divided into training, validation and test: by seeds that depend on names, or by published files."""
+"""How examples are divided into training, validation and test: by seeds that depend on names, or by published files.
+
+What is divided should hold no example twice, since chance would put it into two splits: `first_of_each`.
+"""
 
 import json
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -121,16 +124,31 @@ _READERS = {
 }
 
 
-def divided(name: str, labels: Sequence[int] | np.ndarray, shares: Mapping[str, float]) -> dict[str, np.ndarray]:
+def first_of_each(keys: Iterable[Hashable]) -> np.ndarray:
+    """Return the rows of the first example of each key, int64, in ascending order.
+
+    >>> first_of_each("abac").tolist()
+    [0, 1, 3]
+    """
+    first: dict[Hashable, int] = {}
+    for row, key in enumerate(keys):
+        first.setdefault(key, row)
+    return np.array(list(first.values()), np.int64)
+
+
+def divided(
+    name: str, labels: Sequence[int] | np.ndarray, shares: Mapping[str, float], shuffled: bool = False
+) -> dict[str, np.ndarray]:
     """Divide examples at random, class by class, so that each split has its share of every class.
 
     Args:
         name: what the random choice depends on, together with the labels.
         labels: (N,).
         shares: share of each split, in the order in which they take their examples; together 1.
+        shuffled: rows come in a random order too, not in ascending order.
 
     Returns:
-        For each split its rows, int64, in ascending order.
+        For each split its rows, int64.
 
     Raises:
         SheetbendError: a split gets nothing.
@@ -146,7 +164,8 @@ def divided(name: str, labels: Sequence[int] | np.ndarray, shares: Mapping[str, 
         bounds = np.round(np.cumsum([0, *shares.values()]) * len(members)).astype(int)
         for split, start, stop in zip(shares, bounds, bounds[1:], strict=False):
             taken[split].append(members[start:stop])
-    rows = {split: np.sort(np.concatenate(parts)) for split, parts in taken.items() if parts}
+    order = generator.permutation if shuffled else np.sort
+    rows = {split: order(np.concatenate(parts)) for split, parts in taken.items() if parts}
     for split, share in shares.items():
         if not len(rows.get(split, ())):
             raise SheetbendError(
@@ -154,3 +173,39 @@ def divided(name: str, labels: Sequence[int] | np.ndarray, shares: Mapping[str, 
                 "give more examples or a larger share"
             )
     return rows
+
+
+def grouped(name: str, groups: Sequence, shares: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Divide examples at random, whole groups at a time, into splits of about the given shares.
+
+    Args:
+        name: what the random choice depends on, together with the groups.
+        groups: the group of each example, (N,).
+        shares: share of each split; together 1.
+
+    Returns:
+        For each split its rows, int64, in ascending order.
+
+    Raises:
+        SheetbendError: a split gets nothing.
+
+    >>> rows = grouped("x", ["a", "a", "b", "c", "c", "d", "e", "f"], {"train": 0.5, "test": 0.5})
+    >>> sorted(len(one) for one in rows.values())
+    [4, 4]
+    """
+    members: dict = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    order = np.random.default_rng(derive_seed("groups", name)).permutation(len(members))
+    each, taken = list(members.values()), {split: [] for split in shares}
+    for number in order:
+        # To the split that lacks the largest part of its share.
+        wanted = min(shares, key=lambda split: len(taken[split]) / shares[split])
+        taken[wanted].extend(each[number])
+    for split, rows in taken.items():
+        if not rows:
+            raise SheetbendError(
+                f"task {name}: {len(members)} groups are too few for {len(shares)} splits, and {split} gets none; "
+                "give more groups, or a file for each split"
+            )
+    return {split: np.sort(np.array(rows, np.int64)) for split, rows in taken.items()}

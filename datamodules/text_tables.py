@@ -10,13 +10,20 @@ import numpy as np
 from datasets import Dataset
 
 from datamodules.base import SPLITS
-from datamodules.own_data import check_hub, check_one_file, check_overlap, check_shares, check_splits, read_own_table
+from datamodules.own_data import (
+    check_hub,
+    check_one_file,
+    check_overlap,
+    check_shares,
+    check_splits,
+    read_own_table,
+    without_repeats,
+)
 from datamodules.sources.tables import Hub, class_names, column, require_columns
-from datamodules.splits import divided
+from datamodules.splits import divided, grouped
 from datamodules.tasks import Task
 from datamodules.text import TextDataModule, Texts, TextSplit, read_texts
 from mergers.errors import SheetbendError, did_you_mean
-from mergers.seeding import derive_seed
 
 
 @dataclass(frozen=True)
@@ -178,7 +185,8 @@ class TextTableDataModule(TextDataModule):
             if ours == "train" or ours not in shares:
                 texts[ours], groups[ours] = self._read(task, ours)
         if len(shares) > 1:
-            pool, its_groups = self._without_repeats(task, texts["train"], groups["train"])
+            first = without_repeats(self, task, texts["train"].keys(), "examples repeat the text of another")
+            pool, its_groups = texts["train"].take(first), [groups["train"][row] for row in first]
             rows = divided(task, pool.labels, shares) if table.group is None else grouped(task, its_groups, shares)
             for ours in shares:
                 texts[ours], groups[ours] = pool.take(rows[ours]), [its_groups[row] for row in rows[ours]]
@@ -249,52 +257,6 @@ class TextTableDataModule(TextDataModule):
         texts = read_texts(read, table.columns, labels, where)
         values = column(read, table.group) if table.group else [None] * len(read)
         return texts, [values[row] for row in np.flatnonzero(labels >= 0)]
-
-    def _without_repeats(self, task: str, texts: Texts, groups: list) -> tuple[Texts, list]:
-        """Leave out texts that stand twice, since chance would put them into two splits."""
-        first = {key: row for row, key in reversed(list(enumerate(texts.keys())))}
-        rows = np.sort(np.array(list(first.values()), np.int64))
-        if len(rows) < len(texts):
-            self.note(
-                task, f"{len(texts) - len(rows)} of {len(texts)} examples repeat the text of another and are left out."
-            )
-        return texts.take(rows), [groups[row] for row in rows]
-
-
-def grouped(name: str, groups: Sequence, shares: Mapping[str, float]) -> dict[str, np.ndarray]:
-    """Divide examples at random, whole groups at a time, into splits of about the given shares.
-
-    Args:
-        name: what the random choice depends on, together with the groups.
-        groups: the group of each example, (N,).
-        shares: share of each split; together 1.
-
-    Returns:
-        For each split its rows, int64, in ascending order.
-
-    Raises:
-        SheetbendError: a split gets nothing.
-
-    >>> rows = grouped("x", ["a", "a", "b", "c", "c", "d", "e", "f"], {"train": 0.5, "test": 0.5})
-    >>> sorted(len(one) for one in rows.values())
-    [4, 4]
-    """
-    members: dict = {}
-    for row, group in enumerate(groups):
-        members.setdefault(group, []).append(row)
-    order = np.random.default_rng(derive_seed("groups", name)).permutation(len(members))
-    each, taken = list(members.values()), {split: [] for split in shares}
-    for number in order:
-        # To the split that lacks the largest part of its share.
-        wanted = min(shares, key=lambda split: len(taken[split]) / shares[split])
-        taken[wanted].extend(each[number])
-    for split, rows in taken.items():
-        if not rows:
-            raise SheetbendError(
-                f"task {name}: {len(members)} groups are too few for {len(shares)} splits, and {split} gets none; "
-                "give more groups, or a file for each split"
-            )
-    return {split: np.sort(np.array(rows, np.int64)) for split, rows in taken.items()}
 
 
 def _refuse_shared_groups(task: str, name: str, groups: Mapping[str, Sequence]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.splits import divided, read_index_file, validation_of_test
+from datamodules.splits import divided, grouped, read_index_file, validation_of_test
 from mergers import SheetbendError
 
 
@@ -109,3 +109,21 @@ def test_every_class_is_divided_by_the_shares():
     assert all((again[split] == taken).all() for split, taken in rows.items())
     with pytest.raises(SheetbendError, match="task x: 10% of 4 examples, class by class, are none for its test split"):
         divided("x", [0, 1, 2, 3], {"train": 0.9, "test": 0.1})
+
+
+def test_shuffled_rows_are_the_same_in_another_order():
+    labels, shares = np.repeat([0, 1, 2], [10, 20, 70]), {"train": 0.8, "test": 0.2}
+    rows, shuffled = divided("x", labels, shares), divided("x", labels, shares, shuffled=True)
+    assert all((np.sort(shuffled[split]) == taken).all() for split, taken in rows.items())
+    assert all((shuffled[split] != taken).any() for split, taken in rows.items())
+
+
+def test_groups_come_near_their_shares():
+    generator = np.random.default_rng(0)
+    groups = generator.integers(0, 80, 1000).tolist()
+    cut = grouped("x", groups, {"train": 0.7, "val": 0.1, "test": 0.2})
+    assert sorted(np.concatenate(list(cut.values())).tolist()) == list(range(1000))
+    for name, share in {"train": 0.7, "val": 0.1, "test": 0.2}.items():
+        assert abs(len(cut[name]) / 1000 - share) < 0.03
+    with pytest.raises(SheetbendError, match="task x: 2 groups are too few for 3 splits"):
+        grouped("x", ["a", "b"], {"train": 0.7, "val": 0.1, "test": 0.2})

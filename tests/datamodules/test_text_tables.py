@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from jsonargparse import ArgumentParser
 
 from datamodules.sources.tables import read_table
-from datamodules.text_tables import TextTable, TextTableDataModule, grouped
+from datamodules.text_tables import TextTable, TextTableDataModule
 from mergers import SheetbendError
 from tests.text_stand_ins import text_model
 
@@ -144,17 +144,6 @@ def test_groups_stay_together(tmp_path):
     paths = {"train": write(tmp_path / "b.csv", rows(10)), "test": write(tmp_path / "c.csv", rows(10, start=10))}
     with pytest.raises(SheetbendError, match=r"who 'person 2' is in (train|val) and in test"):
         loaded({"moods": TextTable("text", "mood", splits=paths, group="who")})
-
-
-def test_groups_come_near_their_shares():
-    generator = np.random.default_rng(0)
-    groups = generator.integers(0, 80, 1000).tolist()
-    cut = grouped("x", groups, {"train": 0.7, "val": 0.1, "test": 0.2})
-    assert sorted(np.concatenate(list(cut.values())).tolist()) == list(range(1000))
-    for name, share in {"train": 0.7, "val": 0.1, "test": 0.2}.items():
-        assert abs(len(cut[name]) / 1000 - share) < 0.03
-    with pytest.raises(SheetbendError, match="task x: 2 groups are too few for 3 splits"):
-        grouped("x", ["a", "b"], {"train": 0.7, "val": 0.1, "test": 0.2})
 
 
 def test_repeats_are_left_out_of_a_cut_and_refused_across_files(tmp_path):
