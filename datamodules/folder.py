@@ -1,6 +1,5 @@
 """One's own pictures by configuration alone: folders of them, tables, or hub data sets with columns named."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,6 +14,8 @@ from datamodules.own_data import (
     check_overlap,
     check_shares,
     check_splits,
+    label_positions,
+    named_classes,
     read_own_table,
     without_repeats,
 )
@@ -23,7 +24,7 @@ from datamodules.sources.image_source import ImageSource, source_of_table
 from datamodules.sources.tables import Hub
 from datamodules.splits import divided
 from datamodules.tasks import Task
-from mergers.errors import SheetbendError, did_you_mean
+from mergers.errors import SheetbendError
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class ImageSet:
         label: of a table, the column of the labels: words, whole numbers, or named classes.
         splits: what train, val and test are called on the hub or in the folder. Without val or test, these are cut from
             train. None, for folders of pictures and single files alone: those that are there.
-        class_names: the classes in the order of their numbers, or a map from the labels as they are written (the names
-            of folders) to classes, null for those to be left out. None: the labels themselves.
+        class_names: the classes, or a map from the labels as they are written (the names of folders) to classes, null
+            for those to be left out. Of a list, labels are names; or whole numbers (also as text), which are positions
+            in it, unless a class is called by a number. None: the labels themselves; of numbers, all from 0 on.
         templates: prompts with ``{}`` for the class name; none: those of the datamodule.
         val: share of train that is cut off for val, where val is not given; every class gives its share.
         test: the same for test.
@@ -113,10 +115,8 @@ class ImageSet:
 
     def classes(self, source: ImageSource) -> tuple[str, ...]:
         """Return the task's classes, of its training split."""
-        if isinstance(self.class_names, list):
-            return tuple(self.class_names)
         if self.class_names is not None:
-            return tuple(dict.fromkeys(name for name in self.class_names.values() if name is not None))
+            return named_classes(self.class_names)
         if source.class_names is not None:
             return source.class_names
         return tuple(str(number) for number in range(int(source.labels.max(initial=-1)) + 1))
@@ -198,7 +198,7 @@ class ImageFolderDataModule(ImageDataModule):
         """Read the pictures of ``task``, with its own labels; cut from train what is not there."""
         one = self.images[task]
         classes = self.task(task).class_names
-        parts = {split: _labelled(task, one, source, classes) for split, source in one.read(task).items()}
+        parts = {split: _labelled(one, source, classes) for split, source in one.read(task).items()}
         if "train" not in parts:
             raise SheetbendError(f"task {task}: {one.place} has no train folder; add it, or leave {SPLITS[2]} out")
         shares = {split: getattr(one, split) for split in ("val", "test") if split not in parts}
@@ -220,32 +220,11 @@ def _sets_in(folder: Path) -> dict[str, ImageSet]:
     return {path.name: ImageSet(str(path)) for path in found}
 
 
-def _labelled(task: str, one: ImageSet, source: ImageSource, classes: tuple[str, ...]) -> Part:
+def _labelled(one: ImageSet, source: ImageSource, classes: tuple[str, ...]) -> Part:
     """Return the pictures that have a class, with the task's labels."""
-    count = int(source.labels.max(initial=-1)) + 1
-    numbers = source.class_names is None
-    written = [str(number) for number in range(count)] if numbers else source.class_names
-    used = np.unique(source.labels)
-    labels = np.full(len(written), -1, np.int64)
-    for label in used:
-        labels[label] = _label_of(task, one, written[label], numbers, classes)
-    new = labels[source.labels]
+    used, first, position = np.unique(source.labels, return_index=True, return_inverse=True)
+    written = [str(label) if source.class_names is None else source.class_names[label] for label in used]
+    new = label_positions(written, one.class_names, classes, lambda number: source.where(first[number]))[position]
     # Those to be left out keep some label, and are none of the rows.
     kept = replace(source, labels=np.maximum(new, 0), class_names=classes)
     return Part(kept, np.flatnonzero(new >= 0))
-
-
-def _label_of(task: str, one: ImageSet, written: str, numbers: bool, classes: tuple[str, ...]) -> int:
-    """Return the position of a label's class, -1 for one to be left out."""
-    known: Mapping[str, str | None]
-    if isinstance(one.class_names, dict):
-        known = {str(label): name for label, name in one.class_names.items()}
-    else:
-        known = dict(zip(map(str, range(len(classes))), classes, strict=True)) if numbers else {c: c for c in classes}
-    if written not in known:
-        raise SheetbendError(
-            f"task {task}: label {written!r} is none of {', '.join(known)}{did_you_mean(written, list(known))}; "
-            "add it to class_names (null leaves it out)"
-        )
-    name = known[written]
-    return -1 if name is None else classes.index(name)

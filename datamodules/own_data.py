@@ -1,6 +1,6 @@
 """What datamodules of one's own data share: checks of a configuration, reading its tables, leaving repeats out."""
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from datamodules.base import SPLITS, TaskDataModule
 from datamodules.sources.hub import WAY_OUT
 from datamodules.sources.tables import Hub, read_table
 from datamodules.splits import first_of_each
-from mergers.errors import SheetbendError
+from mergers.errors import SheetbendError, did_you_mean
 
 
 def check_overlap(overlap: str) -> str:
@@ -60,6 +60,54 @@ def read_own_table(task: str, source: Hub | Path, split: str) -> Dataset:
     except SheetbendError as error:
         instead = f"or put a copy into a folder and name it: path of task {task}, in the place of hub"
         raise SheetbendError(str(error).replace(WAY_OUT, instead)) from error.__cause__
+
+
+def named_classes(class_names: Sequence[str] | Mapping[str | int, str | None]) -> tuple[str, ...]:
+    """Return the classes that a configuration names: those of a list, or what the labels of a map mean, each once."""
+    if not isinstance(class_names, Mapping):
+        return tuple(class_names)
+    return tuple(name for name in dict.fromkeys(class_names.values()) if name is not None)
+
+
+def label_positions(
+    labels: Sequence[str],
+    class_names: Sequence[str] | Mapping[str | int, str | None] | None,
+    classes: Sequence[str],
+    where: Callable[[int], str],
+) -> np.ndarray:
+    """Return the position in ``classes`` of each label's class, int64 (N,), -1 for those to be left out.
+
+    A map says what labels mean. Else labels are names of classes; or, where none of them is one and no class is called
+    by a number, whole numbers are positions.
+
+    Args:
+        labels: N of them, as they are written; an empty one is missing.
+        class_names: as the configuration gives them.
+        classes: the task's.
+        where: returns what messages call the place of label number i.
+
+    Raises:
+        SheetbendError: a label is missing, or means no class.
+    """
+    known = {name: code for code, name in enumerate(classes)}
+    words = list(classes)
+    if isinstance(class_names, Mapping):
+        known = {str(word): -1 if name is None else known[name] for word, name in class_names.items()}
+        words = list(known)
+    elif not any(label in known for label in labels) and not any(name.lstrip("-").isdigit() for name in classes):
+        known |= {str(code): code for code in range(len(classes))}
+    for row, label in enumerate(labels):
+        if not label and "" not in known:
+            raise SheetbendError(f"{where(row)}: there is no label; fill it in, or leave the row out")
+        if label not in known:
+            positions = len(known) > len(words) and label.lstrip("-").isdigit()
+            outside = f"outside the range 0 to {len(classes) - 1} of" if positions else "none of"
+            raise SheetbendError(
+                f"{where(row)}: label {label!r} is {outside} the classes {', '.join(words)}"
+                f"{did_you_mean(label, words)}; correct it, or say in a map of class_names what it means (null leaves "
+                "it out)"
+            )
+    return np.array([known[label] for label in labels], np.int64)
 
 
 def without_repeats(data: TaskDataModule, task: str, keys: Sequence[Hashable], what: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """One's own texts by configuration alone: a file, a folder or a hub data set, and the names of its columns."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,8 @@ from datamodules.own_data import (
     check_overlap,
     check_shares,
     check_splits,
+    label_positions,
+    named_classes,
     read_own_table,
     without_repeats,
 )
@@ -23,7 +25,7 @@ from datamodules.sources.tables import Hub, class_names, column, require_columns
 from datamodules.splits import divided, grouped
 from datamodules.tasks import Task
 from datamodules.text import TextDataModule, Texts, TextSplit, read_texts
-from mergers.errors import SheetbendError, did_you_mean
+from mergers.errors import SheetbendError
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ class TextTable:
         revision: its branch, tag or commit on the hub.
         splits: what train, val and test are called in the folder or on the hub; with neither ``path`` nor ``hub``,
             their files. Without val or test, these are cut from train; with a ``path`` that is a file, both are.
-        class_names: the classes in the order of their numbers, or a map from the labels as they are written to classes,
-            null for those to be left out. None: all labels of train, in ascending order.
+        class_names: the classes, or a map from the labels as they are written to classes, null for those to be left
+            out. Of a list, labels are names; or whole numbers (also as text), which are positions in it, unless a class
+            is called by a number. None: all labels of train, in ascending order.
         val: share of train that is cut off for val, where val is not given; every class gives its share.
         test: the same for test.
         group: a column; examples of one value (a question with its answers, say) never come into two splits.
@@ -215,7 +218,7 @@ class TextTableDataModule(TextDataModule):
     def _present(self, task: str, table: TextTable) -> list[str]:
         """Return the classes of train; where they are given and its own, without reading it."""
         if table.class_names is not None and table.label_space is None:
-            return _named(table)
+            return list(named_classes(table.class_names))
         read, where = self._table(task, "train")
         labels = _labels(read, table.label, where)
         if isinstance(table.class_names, dict):
@@ -223,7 +226,7 @@ class TextTableDataModule(TextDataModule):
             means = {str(word): one for word, one in table.class_names.items()}
             return [one for one in dict.fromkeys(means.get(label) for label in labels) if one is not None]
         if table.class_names is not None:
-            positions = _positions(labels, table, table.class_names, where)
+            positions = label_positions(labels, table.class_names, table.class_names, _rows_of(where))
             return [table.class_names[code] for code in np.unique(positions)]
         found = _ascending({label for label in labels if label})
         if len(found) < 2 and table.label_space is None:
@@ -239,7 +242,8 @@ class TextTableDataModule(TextDataModule):
                 f"tasks {', '.join(mates)} of label space {tables[0].label_space!r} list different class_names; "
                 "list the same, in one order"
             )
-        mapped = dict.fromkeys(name for one in tables if isinstance(one.class_names, dict) for name in _named(one))
+        maps = [one.class_names for one in tables if isinstance(one.class_names, dict)]
+        mapped = dict.fromkeys(name for one in maps for name in named_classes(one))
         found = {one for name in mates for one in present.get(name, ())}
         classes = lists[0] if lists else tuple(mapped) or _ascending(found)
         for name in mapped:
@@ -253,7 +257,8 @@ class TextTableDataModule(TextDataModule):
         """Return the examples of a source that have a class, and their groups."""
         table, (read, where) = self.tables[task], self._table(task, ours)
         classes = self.task(task).class_names
-        labels = _positions(_labels(read, table.label, where), table, classes, where)
+        labels = _labels(read, table.label, where)
+        labels = label_positions(labels, table.class_names, classes, _rows_of(where))
         texts = read_texts(read, table.columns, labels, where)
         values = column(read, table.group) if table.group else [None] * len(read)
         return texts, [values[row] for row in np.flatnonzero(labels >= 0)]
@@ -298,12 +303,6 @@ def _written(value: object) -> str | None:
     return str(value) if isinstance(value, str | int) else None
 
 
-def _named(table: TextTable) -> list[str]:
-    """Return the classes that a configuration names, in their order."""
-    names = table.class_names.values() if isinstance(table.class_names, dict) else table.class_names
-    return [name for name in dict.fromkeys(names) if name is not None]
-
-
 def _ascending(labels: set[str]) -> tuple[str, ...]:
     """Sort labels, numbers as numbers."""
     try:
@@ -312,27 +311,6 @@ def _ascending(labels: set[str]) -> tuple[str, ...]:
         return tuple(sorted(labels))
 
 
-def _positions(labels: Sequence[str], table: TextTable, classes: Sequence[str], where: str) -> np.ndarray:
-    """Return the position in ``classes`` of each label's class, int64 (N,), -1 for those to be left out.
-
-    Raises:
-        SheetbendError: a row has no label, or one that is no class.
-    """
-    known = {name: code for code, name in enumerate(classes)}
-    words = list(classes)
-    if isinstance(table.class_names, dict):
-        known = {str(word): -1 if one is None else known[one] for word, one in table.class_names.items()}
-        words = list(known)
-    elif not any(label in known for label in labels):
-        # Words are meant by name; where no label is one, whole numbers are meant by the order of the classes.
-        known |= {str(code): code for code in range(len(classes))}
-    for row, label in enumerate(labels, 1):
-        if not label and "" not in known:
-            raise SheetbendError(f"{where}, row {row}: there is no label; fill it in, or leave the row out")
-        if label not in known:
-            outside = f"outside the range 0 to {len(classes) - 1} of " if label.lstrip("-").isdigit() else "none of "
-            raise SheetbendError(
-                f"{where}, row {row}: label {label!r} is {outside}the classes {', '.join(words)}"
-                f"{did_you_mean(label, words)}; correct it, or name it in class_names"
-            )
-    return np.array([known[label] for label in labels], np.int64)
+def _rows_of(where: str) -> Callable[[int], str]:
+    """Return what names a row of a table in messages, counted from 1."""
+    return lambda row: f"{where}, row {row + 1}"

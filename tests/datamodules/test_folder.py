@@ -121,6 +121,28 @@ def test_one_parquet_file_is_divided(tmp_path):
     assert [len(datamodule.split("birds", split)) for split in ("train", "val", "test")] == [28, 4, 8]
 
 
+@pytest.mark.parametrize("kind", ["words", "classes", "numbers", "folders"])
+def test_digits_are_positions_in_a_list_of_classes(tmp_path, kind):
+    if kind == "folders":
+        class_folders(tmp_path / "birds", ("0", "1"), 10)
+        one = ImageSet(str(tmp_path / "birds"), class_names=["finch", "gull"])
+    elif kind == "words":
+        rows = {"image": [{"bytes": encoded(i), "path": None} for i in range(20)], "label": ["0", "1"] * 10}
+        features = Features({"image": Image(), "label": Value("string")})
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "birds.parquet")
+        one = ImageSet(str(tmp_path / "birds.parquet"), class_names=["finch", "gull"])
+    else:
+        parquet(tmp_path, {"train": [0, 1] * 10}, ["0", "1"] if kind == "classes" else None)
+        one = ImageSet(str(tmp_path), splits={"train": "train"}, class_names=["finch", "gull"])
+    datamodule = ready({"birds": one})
+    inputs, labels = datamodule.split("birds", "train").batch(list(range(14)))
+    assert sorted(labels.tolist()) == [0] * 7 + [1] * 7
+    # The pictures of a table alternate, those of folders come class by class.
+    number = {TRANSFORM(open_image(encoded(i))).tobytes(): i for i in range(20)}
+    of = (lambda i: i // 10) if kind == "folders" else (lambda i: i % 2)
+    assert [of(number[picture.numpy().tobytes()]) for picture in inputs] == labels.tolist()
+
+
 def test_bare_numbers_are_classes_of_that_name(tmp_path):
     parquet(tmp_path, {"train": [0, 2] * 10}, None)
     datamodule = ready({"birds": ImageSet(str(tmp_path), splits={"train": "train"})})
@@ -210,19 +232,23 @@ def mixed(root):
         (lambda root: folder_of(root, test=float("nan")), "val 0.1 and test nan are shares of train"),
         (lambda root: folder_of(root, config="x"), "task pets: config and revision are of a hub data set"),
         (lambda root: folder_of(root, class_names={"dog": "pet", "cat": "pet"}), "task pets: it has one class, pet"),
+        (lambda root: folder_of(root, class_names=["dog", "cat", "cat"]), r"class names must be there and differ"),
         (one_class, "task pets: it has one class, dog; give 2 or more"),
         (empty_class, r"pets/bird: this folder of a class holds no pictures .*; put some there, or take"),
         (lambda root: {}, r"data\.images is empty; declare a task there"),
         (lambda root: folder_of(root, val=0.01), "task pets: 1% of 20 examples, class by class, are none for its val"),
         (lambda root: folder_of(root, splits={"test": "x"}), "say what train is called"),
         (lambda root: folder_of(root, templates=["a photo"]), r"template 'a photo' has no \{\}"),
-        (lambda root: folder_of(root, class_names=["dog", "gull"]), "task pets: label 'cat' is none of dog, gull"),
+        (
+            lambda root: folder_of(root, class_names=["dog", "gull"]),
+            r"pets/cat/\S*: label 'cat' is none of the classes dog, gull; correct it",
+        ),
         (lambda root: folder_of(root, class_names={"dgo": "dog", "cat": "cat"}), r"did you mean 'dgo'\?"),
-        (with_odd_test, r"task pets: label 'catt' is none of cat, dog \(did you mean 'cat'\?\); add it to class_names"),
+        (with_odd_test, r"catt/\S*: label 'catt' is none of the classes cat, dog \(did you mean 'cat'\?\); "),
         (lambda root: table_of(root, image="img"), r"has no column 'img'.*; it has image, label"),
         (
             lambda root: table_of(root, (0, 2), None, class_names=["finch", "gull"]),
-            "task birds: label '2' is none of 0, 1",
+            "row 1 of task birds, .*: label '2' is outside the range 0 to 1 of the classes finch, gull; correct it",
         ),
         (lambda root: table_of(root, labels=(0, -1)), r"row 1 of .*: its label -1 is outside the range \(0 to 1\)"),
         (lambda root: table_of(root, labels=(0, None)), r"row 1 of .*: its label -1 is outside the range"),
