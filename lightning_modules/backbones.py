@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +12,13 @@ from typing import Any
 
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from mergers import SheetbendError
+from mergers.adapters.files import one_line, read_json
 from mergers.adapters.reachable import asked_if_it_answers, cache_only
 
 SHIPPED = Path(__file__).parent / "base_models"
@@ -25,6 +28,8 @@ WEIGHTS = (
     re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?"),
 )
 BESIDE_WEIGHTS = (".json", ".txt", ".model", ".jinja")
+# What is raised of files that are not there or damaged; all else is about what a class does not take.
+_UNREADABLE = (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -101,21 +106,52 @@ def base_name(name: str) -> str:
 
 
 def load_pretrained(loader: Callable[..., Any], name: str, **options: Any) -> Any:
-    """Call ``loader`` (some ``from_pretrained``) for ``name``; say in one line what is missing when it fails."""
+    """Call ``loader`` (some ``from_pretrained``) for ``name``; say in one line what is missing or damaged if it fails.
+
+    What ``loader`` says against a whole model, such as that it is of another kind, is left to the caller.
+    """
     source = locate(name)
     on_hub = not Path(source).is_dir()
     try:
         with _quiet(), asked_if_it_answers() if on_hub else contextlib.nullcontext():
             return loader(source, **options)
-    except OSError as error:
-        if on_hub and is_offline_mode():
+    except Exception as error:
+        _check_settings(name)
+        if not isinstance(error, _UNREADABLE):
+            raise
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        if not on_hub:
+            raise SheetbendError(
+                f"backbone {name!r} could not be loaded: {reason}; give a folder with a whole model, or a hub id"
+            ) from None
+        if is_offline_mode():
             offline = " (HF_HUB_OFFLINE is set)"
         else:
-            offline = " (the hub cannot be reached)" if on_hub and cache_only() else ""
-        first_line = str(error).strip().splitlines()[0]
+            offline = " (the hub cannot be reached)" if cache_only() else ""
         raise SheetbendError(
-            f"backbone {name!r} could not be loaded{offline}: {first_line}; give a model folder, or download it first "
+            f"backbone {name!r} could not be loaded{offline}: {reason}; give a model folder, or download it first "
             f"with `hf download {name}`"
+        ) from None
+
+
+def _check_settings(name: str) -> None:
+    """Raise `SheetbendError` if the config.json of a model that is here is one that transformers cannot read."""
+    source = locate(name)
+    path = Path(source) / "config.json" if Path(source).is_dir() else try_to_load_from_cache(name, "config.json")
+    if not isinstance(path, str | Path):
+        return
+    try:
+        settings = read_json(Path(path))
+        if "model_type" not in settings:
+            raise SheetbendError("its config.json has no model_type; give a model that transformers has saved")
+        with _quiet():
+            AutoConfig.from_pretrained(Path(path).parent, trust_remote_code=False)
+    except SheetbendError as error:
+        raise SheetbendError(f"backbone {name!r}: {error}") from None
+    except Exception as error:  # each model checks its own settings
+        raise SheetbendError(
+            f"backbone {name!r}: transformers does not take its config.json ({one_line(error)}); give another model, "
+            "or save this one again"
         ) from None
 
 

@@ -1,9 +1,12 @@
+import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, CLIPVisionModelWithProjection
 
-from lightning_modules.backbones import base_name, content_key, load_pretrained, locate, shipped_models
+from lightning_modules import SequenceClassifier, TextGenerator
+from lightning_modules.backbones import base_name, content_key, load_pretrained, load_tokenizer, locate, shipped_models
+from lightning_modules.image_backbones import image_backbone
 from mergers import SheetbendError
 
 
@@ -28,6 +31,62 @@ def test_a_missing_hub_model_says_how_to_get_it():
     with pytest.raises(SheetbendError, match=r"HF_HUB_OFFLINE is set.*hf download someone/missing") as caught:
         load_pretrained(AutoConfig.from_pretrained, "someone/missing")
     assert "\n" not in str(caught.value)
+
+
+def refused(load, *words):
+    """Call what must say all of ``words`` in one line."""
+    with pytest.raises(SheetbendError) as caught:
+        load()
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"hidden_size": 4}', "config.json has no model_type"),
+        (b"{not json", "config.json is not JSON"),
+        (b"\xff\xfe", "config.json is not JSON"),
+        (b"[1]", "config.json holds no JSON object"),
+        (b'{"model_type": "mystery"}', "model type `mystery`"),
+        (b'{"model_type": "bert", "hidden_size": "many"}', "'hidden_size' expected int"),
+    ],
+)
+def test_a_model_whose_settings_cannot_be_read_is_one_line(content, words, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    name = str(tmp_path)
+    for load in (
+        lambda: image_backbone(name),
+        lambda: SequenceClassifier(name).max_length,
+        lambda: TextGenerator(name).architecture,
+        lambda: load_tokenizer(name),
+    ):
+        refused(load, f"backbone {name!r}: ", words)
+
+
+def test_so_is_one_in_the_cache_of_the_hub(tmp_path, monkeypatch):
+    commit = "1" * 40
+    folder = tmp_path / "models--owner--model"
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "snapshots" / commit / "config.json").write_text("{}")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    refused(lambda: image_backbone("owner/model"), "backbone 'owner/model': its config.json has no model_type")
+
+
+@pytest.mark.parametrize(
+    ("file", "load"),
+    [
+        ("model.safetensors", lambda name: load_pretrained(CLIPVisionModelWithProjection.from_pretrained, name)),
+        ("tokenizer.json", load_tokenizer),
+    ],
+)
+def test_a_damaged_file_is_one_line(file, load, tiny_clip, tmp_path):
+    name = str(shutil.copytree(tiny_clip, tmp_path / "copy"))
+    Path(name, file).write_bytes(Path(name, file).read_bytes()[:1000])
+    refused(lambda: load(name), f"backbone {name!r} could not be loaded: ", "give a folder with a whole model")
 
 
 @pytest.mark.parametrize("hidden", [False, True])
