@@ -116,7 +116,7 @@ def bars(results: Results) -> Figure:
 
 
 def normalised(results: Results) -> Figure:
-    """Return one bar a variant, in the order configured: its normalised value, mean over tasks."""
+    """Return one bar a variant, in the order configured: its normalised value, mean over tasks, and the number."""
     names = [name for name in results.variants if results.mean_normalised(name) is not None]
     looks = style(results.variants)
     values = _percent([results.mean_normalised(name) for name in names])
@@ -128,12 +128,15 @@ def normalised(results: Results) -> Figure:
     drawn = axes.barh(rows, values, 0.72, color=colours, edgecolor="white", linewidth=0)
     for bar, name in zip(drawn, names, strict=True):
         bar.set_hatch(looks[name].get("hatch"))
-    axes.bar_label(drawn, [f"{value:.1f}" for value in values], padding=4, fontsize=9.5, color=INK)
-    axes.axvline(100, color=INK, linewidth=1.0, zorder=0.5)
+    # The numbers stand in a column beside the axes: at the ends of bars they would cross the line, or names.
+    margin = {"xycoords": axes.get_yaxis_transform(), "xytext": (38, 0), "textcoords": "offset points"}
+    for row, value in zip(rows, values, strict=True):
+        axes.annotate(f"{value:.1f}", (1, row), **margin, ha="right", va="center", fontsize=9.5, color=INK)
+    axes.axvline(100, color=INK, linewidth=1.0, zorder=0.9)  # above the grid, below the bars
     axes.set_yticks(rows, names)
     axes.invert_yaxis()
-    axes.set_xlim(min(0.0, *values), max(100.0, *values) * 1.09)
-    if max(values) <= 110:
+    axes.set_xlim(1.02 * min(0.0, *values), 1.02 * max(100.0, *values))
+    if min(values) >= 0 and max(values) <= 110:
         axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel(f"{_split_word(results.split)} {results.measure}, % of finetuned, mean over tasks", color=INK)
     axes.tick_params(axis="y", length=0, labelsize=10)

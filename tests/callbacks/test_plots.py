@@ -76,6 +76,20 @@ def test_normalised_keeps_the_order(drawn):
     assert axes.patches[1].get_width() == pytest.approx(100)
 
 
+def test_numbers_of_normalised_cross_neither_the_line_nor_names():
+    levels = {"finetuned": 0.8, "ties": 0.75, "tsv": 0.78, "star": 0.797, "iso": 0.85, "mean": -0.1, "dare": -0.9}
+    results = Results(tuple(Score(name, task, "f1", value, 9) for name, value in levels.items() for task in ("a", "b")))
+    figure = plots.normalised(results)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["100.0", "93.8", "97.5", "99.6", "106.2", "-12.5", "-112.5"]
+    for row, text in enumerate(axes.texts):
+        box = text.get_window_extent(canvas.get_renderer())
+        assert axes.bbox.x1 < box.x0 and box.x1 < figure.bbox.x1
+        assert axes.transData.inverted().transform((box.x0, (box.y0 + box.y1) / 2))[1] == pytest.approx(row, abs=0.1)
+
+
 def test_curves_have_a_panel_a_task_and_their_mean(drawn):
     panels = [axes for axes in drawn["curves.png"].axes if axes.lines]
     assert [axes.get_title(loc="left") for axes in panels] == [*TASKS, "mean over tasks"]
