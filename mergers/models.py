@@ -13,7 +13,15 @@ from mergers.errors import SheetbendError
 from mergers.functional.linalg import all_finite
 from mergers.updates import Adapter
 
-__all__ = ["PEFT_PREFIX", "apply_adapter", "iter_weight_updates", "match_parameters", "weight_updates"]
+__all__ = [
+    "PEFT_PREFIX",
+    "Place",
+    "apply_adapter",
+    "iter_weight_updates",
+    "match_parameters",
+    "weight_places",
+    "weight_updates",
+]
 
 # How many rows of a weight are added to at a time.
 _ROWS = 1024
@@ -22,7 +30,7 @@ _ROWS = 1024
 _applied: "weakref.WeakKeyDictionary[nn.Module, str]" = weakref.WeakKeyDictionary()
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where an update belongs: the parameter's name in the model, and how the update lies in it."""
 
     parameter: str
@@ -40,7 +48,7 @@ def match_parameters(adapter: Adapter, model: nn.Module) -> dict[str, str]:
         SheetbendError: A module is missing in the model, its weight has another shape, or the weight is tied to
             another module's.
     """
-    return {module: place.parameter for module, place in _places(adapter, model).items()}
+    return {module: place.parameter for module, place in weight_places(adapter, model).items()}
 
 
 def iter_weight_updates(adapter: Adapter, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -52,7 +60,7 @@ def iter_weight_updates(adapter: Adapter, model: nn.Module) -> Iterator[tuple[st
     Raises:
         SheetbendError: As for `match_parameters`.
     """
-    places = _places(adapter, model)
+    places = weight_places(adapter, model)
     tensors = _tensors(model)
     for module, place in places.items():
         device = tensors[place.parameter].device
@@ -104,13 +112,17 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _places(adapter: Adapter, model: nn.Module) -> dict[str, _Place]:
-    """Return the place of each module's update; raise unless all fit."""
+def weight_places(adapter: Adapter, model: nn.Module) -> dict[str, Place]:
+    """Return the place of each module's update; no update is computed.
+
+    Raises:
+        SheetbendError: As for `match_parameters`.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     tensors = _tensors(model)
     known = _known_names(modules, tensors)
     names = _found(adapter, model, known, tensors)
-    places: dict[str, _Place] = {}
+    places: dict[str, Place] = {}
     for name, update in adapter.items():
         parameter = known[names[name]]
         kind = kind_of(adapter.metadata, name)
@@ -129,7 +141,7 @@ def _places(adapter: Adapter, model: nn.Module) -> dict[str, _Place]:
                 f"adapter {adapter.label}: the weight of {name} in the model {type(model).__name__} is "
                 f"{weight.dtype} on {weight.device}; load the model unquantised and with its weights"
             )
-        places[name] = _Place(parameter, kind, transposed)
+        places[name] = Place(parameter, kind, transposed)
     _refuse_tied(adapter, places, modules, tensors)
     return places
 
@@ -180,7 +192,7 @@ def _found(
 
 
 def _refuse_tied(
-    adapter: Adapter, places: dict[str, _Place], modules: dict[str, nn.Module], tensors: dict[str, Tensor]
+    adapter: Adapter, places: dict[str, Place], modules: dict[str, nn.Module], tensors: dict[str, Tensor]
 ) -> None:
     """Raise where an update would also change another module, or two updates the same parameter.
 

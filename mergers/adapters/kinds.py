@@ -56,6 +56,11 @@ def as_it_lies(delta: Tensor, kind: Kind, transposed: bool = False) -> Tensor:
     return delta.T if _turned(kind, transposed) else delta
 
 
+def as_update_lies(weight: Tensor, shape: tuple[int, ...], kind: Kind, transposed: bool = False) -> Tensor:
+    """Return a parameter as its update of ``shape`` lies: the inverse of `as_it_lies`, a view where that is one."""
+    return weight.T if _turned(kind, transposed) else weight.reshape(shape)
+
+
 def _turned(kind: Kind, transposed: bool) -> bool:
     """Return whether the parameter is the transpose of its update."""
     return kind == "embedding" or (transposed and kind == "linear")

@@ -1,0 +1,319 @@
+"""AdaRank and AdaMerging: a merge learned by lowering the entropy of its answers on unlabelled examples."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Adam
+
+from lightning_modules.base import LoRATasks
+from lightning_modules.checks import check_number
+from lightning_modules.lora import without_adapters
+from lightning_modules.scores import Score, headline_scores, headlines
+from lightning_modules.variants import Variant, replaced
+from mergers import Adapter, MergedAdapter, SheetbendError
+from mergers.adapters.kinds import as_it_lies, as_update_lies
+from mergers.adaptive import AdaRank
+from mergers.adaptive.adarank import Encode
+from mergers.models import weight_places
+
+_SHORT = {"task_arithmetic": "ta", "cart": "cart", "tsv": "tsv"}
+_METHOD = {"both": "adarank", "masks": "adarank-masks", "coefficients": "adamerging"}
+
+
+@dataclass(frozen=True)
+class Adaptation(AdaRank):
+    """How a merge is adapted to unlabelled data (see `AdaRank` for what is learned).
+
+    Attributes:
+        name: Of the result in tables and folders; none: made of method, start and space, such as adarank-cart.
+        steps: Optimiser steps; each sees one batch of every task.
+        batch_size: Examples of each task in a step.
+        learning_rate: Adam's.
+        betas: Adam's decay rates of the first and the second moment.
+        adapt_on: The split whose examples, without their labels, are adapted to. ``test`` is the paper's setting; it
+            is transductive, since the result is tested on these very examples, and the results say so.
+        fraction: Share of the split that is used, chosen by the seed.
+        look_every: Steps between two looks at the validation accuracy, which is drawn but never chooses anything; none:
+            a tenth of all. Entropy is averaged over as many steps, and a checkpoint is written.
+        stop: ``steps``: after all steps. ``plateau``: earlier, when twice in a row the mean entropy of such a window is
+            not 1 % below the lowest before. The state reported is the one at the end.
+    """
+
+    name: str | None = None
+    steps: int = 1000
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    adapt_on: Literal["train", "val", "test"] = "test"
+    fraction: float = 1.0
+    look_every: int | None = None
+    stop: Literal["steps", "plateau"] = "steps"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("steps", "batch_size", "look_every"):
+            if getattr(self, field) is not None:
+                check_number(f"adaptation.{field}", getattr(self, field), least=1)
+        check_number("adaptation.learning_rate", self.learning_rate, above=0)
+        for beta in self.betas:
+            check_number("adaptation.betas", beta, least=0, below=1)
+        check_number("adaptation.fraction", self.fraction, above=0)
+        if self.fraction > 1:
+            raise SheetbendError(f"adaptation.fraction is {self.fraction:g}; give a share in (0, 1]")
+        if self.name is not None and not re.fullmatch(r"[\w+-][\w.+-]{0,63}", self.name):
+            raise SheetbendError(
+                f"adaptation.name {self.name!r} must name a folder: at most 64 letters, digits, _, +, - and inner dots"
+            )
+
+    def __str__(self) -> str:
+        """Say in one line what is learned, on what."""
+        part = "" if self.fraction == 1 else f"{self.fraction:.3g} of "
+        return f"{super().__str__()} in {self.steps} steps on {part}the unlabelled {self.adapt_on} data"
+
+    @property
+    def label(self) -> str:
+        """The name of the result.
+
+        >>> Adaptation("cart").label, Adaptation(learn="coefficients", space="knots").label
+        ('adarank-cart', 'adamerging-ta-knots')
+        """
+        knots = "-knots" if self.space == "knots" else ""
+        return self.name or f"{_METHOD[self.learn]}-{_SHORT[self.start]}{knots}"
+
+    @property
+    def window(self) -> int:
+        """Steps between two looks."""
+        return self.look_every or max(1, self.steps // 10)
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What a reader of the results should know."""
+        if self.adapt_on != "test":
+            return ()
+        return (
+            f"{self.label} was adapted to the test examples themselves, without their labels (transductive, as in the "
+            "paper); other merges have not seen them.",
+        )
+
+
+class TestTimeAdaptation(LightningModule):
+    """Learn masks and coefficients of a merge on batches of all tasks, without labels.
+
+    The loss of a step is the sum over tasks of the mean entropy of the softmax over the task's classes. Every weight is
+    merged once a step; each task's batch then goes forward and back into the merged weights alone, so that the
+    activations of one task are held at a time; the summed gradient goes back into masks and coefficients at the end.
+
+    Paper: Lee et al., AdaRank (arXiv 2503.22178); Yang et al., AdaMerging, ICLR 2024 (arXiv 2310.02575).
+
+    Args:
+        tester: the model with its adapters, built; its weights stay as they are.
+        settings: what is learned, and how.
+        encode: takes the place of the decomposition, such as a cached one.
+
+    Raises:
+        SheetbendError: a task has no classes, or less than two; the adapters do not fit together.
+    """
+
+    __test__ = False  # no test class, whatever pytest thinks of the name
+
+    def __init__(self, tester: LoRATasks, settings: Adaptation = Adaptation(), encode: Encode | None = None):
+        super().__init__()
+        self.settings = settings
+        self.strict_loading = False  # checkpoints hold what is learned, not the backbone
+        self._classes = {task.name: _present_classes(task) for task in tester.tasks}
+        self.tester = tester.requires_grad_(False)
+        self.merge = settings.prepare(tester.adapters(), encode)
+        like = self.merge.adapters[0]
+        found = Adapter({module: like[module] for module in self.merge.parts}, like.name, metadata=like.metadata)
+        self._places = weight_places(found, tester.model)
+        self._shapes = {module: like[module].shape for module in found}
+        self.logits = torch.nn.Parameter(self.merge.first_logits(), settings.learn != "coefficients")
+        self.coefficients = torch.nn.Parameter(self.merge.first_coefficients(), settings.learn != "masks")
+        self.entropies: list[float] = []  # mean of each window
+        self._window: list[float] = []
+        self._parts: dict[str, Any] = {}
+        self._origins: dict[str, Tensor] = {}
+        self._variant: Variant | None = None
+        self._scores: list[Score] = []
+
+    # The merged weights.
+
+    def _load(self) -> None:
+        """Bring to the device what the weights are made of."""
+        self.tester.eval()
+        parameters = dict(self.tester.model.named_parameters(remove_duplicate=False))
+        self._parts = {module: part.to(self.device) for module, part in self.merge.parts.items()}
+        for module, part in self._parts.items():
+            place = self._places[module]
+            base = parameters[place.parameter].detach().float()
+            lying = as_update_lies(base, self._shapes[module], place.kind, place.transposed)
+            self._origins[module] = part.origin(lying)
+
+    def merged_weights(self) -> dict[str, Tensor]:
+        """Return the weights that the merge changes, by parameter name, differentiable in masks and coefficients."""
+        if not self._parts:
+            self._load()
+        parameters = dict(self.tester.model.named_parameters(remove_duplicate=False))
+        weights = {}
+        pieces = zip(self._parts.items(), self.logits.split(self.merge.sizes), self.coefficients.unbind(), strict=True)
+        for (module, part), logits, coefficients in pieces:
+            place = self._places[module]
+            merged = part.weight(self._origins[module], logits, coefficients, self.settings.temperature)
+            dtype = parameters[place.parameter].dtype
+            weights[place.parameter] = as_it_lies(merged, place.kind, place.transposed).to(dtype)
+        return weights
+
+    def merged(self) -> MergedAdapter:
+        """Return the merge as it stands, low-rank where the adapters are."""
+        return self.merge.merged(self.logits, self.coefficients)
+
+    # Fit.
+
+    def on_fit_start(self) -> None:
+        """Bring to the device what the weights are made of."""
+        self._load()
+
+    def training_step(self, batches: tuple[Any, ...], batch_idx: int) -> Tensor:
+        """Return the summed entropy of one batch a task; its gradient at the merged weights is in it already."""
+        weights = self.merged_weights()
+        leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            entropy = self._entropy(leaves, batch)
+            entropy.backward()
+            total += entropy.detach()
+            self.log(f"entropy/{batch.task}", entropy.detach())
+        if not math.isfinite(total.item()):
+            raise SheetbendError(
+                f"adaptation: the entropy is {total.item()} at step {self.global_step + 1}; give a smaller "
+                f"adaptation.learning_rate than {self.settings.learning_rate:g}"
+            )
+        mean = total / len(batches)
+        self._window.append(mean.item())
+        self.log("entropy", mean, prog_bar=True)
+        return _WithGradient.apply(total, [leaf.grad for leaf in leaves.values()], *weights.values())
+
+    def _entropy(self, weights: dict[str, Tensor], batch: Any) -> Tensor:
+        """Return the mean entropy of the answers to ``batch``, a scalar, with a graph as far as ``weights``."""
+        variant = Variant(self.settings.label, weights)
+        with without_adapters(self.tester.model), replaced(self.tester.model, variant):
+            logits = self.tester.logits(self.tester(batch.inputs), batch.task)
+        log_p = logits[:, self._classes[batch.task]].float().log_softmax(-1)
+        return -(log_p.exp() * log_p).sum(-1).mean()
+
+    def configure_optimizers(self) -> Adam:
+        """Return Adam over what is learned."""
+        learned = [parameter for parameter in (self.logits, self.coefficients) if parameter.requires_grad]
+        return Adam(learned, lr=self.settings.learning_rate, betas=self.settings.betas)
+
+    def on_train_epoch_end(self) -> None:
+        """Note the mean entropy of the window, and stop where it falls no more, if that is asked for."""
+        if self._window:
+            mean = torch.tensor(sum(self._window) / len(self._window), device=self.device)
+            self.entropies.append(float(self.trainer.strategy.reduce(mean, reduce_op="mean")))
+            self._window = []
+        if self.settings.stop == "plateau" and on_plateau(self.entropies):
+            self.trainer.should_stop = True
+
+    # Validation, for looking only.
+
+    def on_validation_epoch_start(self) -> None:
+        """Merge once for this look."""
+        self.tester.evaluator.reset()
+        with torch.no_grad():
+            self._variant = Variant(str(self.settings), self.merged_weights())
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Run one batch through the merge as it stands."""
+        self.tester.evaluate(self.settings.label, self._variant, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Note what was measured."""
+        self._scores, self._variant = self.tester.evaluator.scores(), None
+        for score in headline_scores(self._scores):
+            self.log(f"val_{score.metric}/{score.task}", score.value, logger=False)
+
+    def scores(self) -> list[Score]:
+        """Return what the last validation measured."""
+        return list(self._scores)
+
+    def metric(self, task: str) -> str:
+        """Return the name of the metric that stands for ``task``."""
+        return headlines(self._scores).get(task, "accuracy")
+
+    @property
+    def task_names(self) -> list[str]:
+        """The names of the tasks, in order."""
+        return self.tester.task_names
+
+    # Checkpoints.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what is learned; the backbone and the adapters are left out."""
+        own = ("logits", "coefficients")
+        checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in own}
+        checkpoint["adaptation"] = {"modules": list(self.merge.parts), "tasks": self.task_names} | self._progress()
+
+    def _progress(self) -> dict[str, list[float]]:
+        return {"entropies": list(self.entropies), "window": list(self._window)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the windows where the checkpoint left them; refuse one of another merge."""
+        saved = checkpoint.get("adaptation", {})
+        if saved.get("tasks") != self.task_names or saved.get("modules") != list(self.merge.parts):
+            raise SheetbendError(
+                "checkpoint is of another adaptation: its tasks or modules differ; give another run folder"
+            )
+        for name in ("logits", "coefficients"):
+            there, here = (tuple(one.shape) for one in (checkpoint["state_dict"][name], getattr(self, name)))
+            if there != here:
+                raise SheetbendError(
+                    f"checkpoint is of another adaptation: its {name} are {there}, here they are {here}; give another "
+                    "run folder"
+                )
+        self.entropies, self._window = list(saved["entropies"]), list(saved["window"])
+
+
+class _WithGradient(torch.autograd.Function):
+    """A loss whose gradients at ``inputs`` are known."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        return None, None, *(None if one is None else one.mul_(scale) for one in gradients)
+
+
+def on_plateau(entropies: list[float], drop: float = 0.01, patience: int = 2) -> bool:
+    """Return whether the last ``patience`` values are all above (1 - drop) times the lowest before them.
+
+    >>> on_plateau([1.0, 0.8, 0.799, 0.798]), on_plateau([1.0, 0.8, 0.7, 0.699])
+    (True, False)
+    """
+    before, last = entropies[:-patience], entropies[-patience:]
+    return bool(before) and all(value > (1 - drop) * min(before) for value in last)
+
+
+def _present_classes(task: Any) -> list[int]:
+    """Return the classes that the task's examples may have; raise where there is nothing to choose from."""
+    names = getattr(task, "class_names", None)
+    if names is None:
+        raise SheetbendError(
+            f"task {task.name}: it has no head, its answers are words; adaptation needs classes, as image and text "
+            "classifiers have them"
+        )
+    present = [index for index, name in enumerate(names) if name not in task.absent]
+    if len(present) < 2:
+        raise SheetbendError(
+            f"task {task.name}: it has one class ({names[present[0]]}), and so no entropy to lower; leave the task out"
+        )
+    return present
