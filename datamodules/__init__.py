@@ -1,7 +1,7 @@
 """Datasets as tasks: splits, loaders in turn, checks against overlap."""
 
 from datamodules.base import TaskDataModule
-from datamodules.folder import ImageFolderDataModule
+from datamodules.folder import ImageFolderDataModule, ImageSet
 from datamodules.generation import GenerationDataModule
 from datamodules.generation_tasks import GenerationTask
 from datamodules.glue import GLUEDataModule
@@ -18,6 +18,7 @@ __all__ = [
     "GenerationDataModule",
     "GenerationTask",
     "ImageFolderDataModule",
+    "ImageSet",
     "NLIDataModule",
     "QuickstartDataModule",
     "Split",

@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 
-from datamodules.base import SPLITS
 from datamodules.image_tasks import ImageDataModule, Part
 from datamodules.own_data import (
     check_hub,
@@ -79,7 +78,7 @@ class ImageSet:
         return self.place / self.splits[split]
 
     def check(self, task: str) -> None:
-        """Raise `SheetbendError` if the fields do not fit together, or nothing is there; reads nothing."""
+        """Raise `SheetbendError` if the fields do not fit together, or nothing is there; opens no file."""
         where = f"task {task}"
         check_hub(where, self.hub, self.config, self.revision)
         if (self.path is None) == (self.hub is None):
@@ -99,12 +98,22 @@ class ImageSet:
         check_shares(where, self.val, self.test)
 
     def read(self, task: str) -> dict[str, ImageSource]:
-        """Return the splits that are there, with the source's own labels; one that is not split is ``train``."""
+        """Return the splits that are there, with the source's own labels; one that is not split is ``train``.
+
+        Raises:
+            SheetbendError: there is no train, or something cannot be read.
+        """
         if self.in_folders:
             if self.splits is not None:
                 return {split: read_class_folders(self._folder(split)) for split in self.splits}
             found = read_image_folder(self.place)
-            return {"train": found["all"]} if "all" in found else found
+            found = {"train": found["all"]} if "all" in found else found
+            if "train" not in found:
+                raise SheetbendError(
+                    f"task {task}: {self.place} has folders of {' and '.join(found)}, but none of train; add "
+                    "train/<class>/*"
+                )
+            return found
         names = self.splits or {"train": "train"}
         sources = {}
         for split, name in names.items():
@@ -113,8 +122,8 @@ class ImageSet:
             sources[split] = source_of_table(table, self.image, self.label, where)
         return sources
 
-    def classes(self, source: ImageSource) -> tuple[str, ...]:
-        """Return the task's classes, of its training split."""
+    def classes(self, source: ImageSource | None) -> tuple[str, ...]:
+        """Return the task's classes; where they are not given, those of ``source``, its training split."""
         if self.class_names is not None:
             return named_classes(self.class_names)
         if source.class_names is not None:
@@ -189,7 +198,10 @@ class ImageFolderDataModule(ImageDataModule):
         self.images[task].check(task)
 
     def sources(self, task: str) -> dict[str, tuple[Hub | Path, str]]:
-        """Return what the splits that are there are read from, and their names there; refuses what `check` does."""
+        """Return what each split that is named is read from, and its name there; else the whole place, as train.
+
+        Refuses what `check` does.
+        """
         self.check(task)
         one = self.images[task]
         return {split: (one.place, name) for split, name in (one.splits or {"train": "train"}).items()}
@@ -199,8 +211,6 @@ class ImageFolderDataModule(ImageDataModule):
         one = self.images[task]
         classes = self.task(task).class_names
         parts = {split: _labelled(one, source, classes) for split, source in one.read(task).items()}
-        if "train" not in parts:
-            raise SheetbendError(f"task {task}: {one.place} has no train folder; add it, or leave {SPLITS[2]} out")
         shares = {split: getattr(one, split) for split in ("val", "test") if split not in parts}
         if shares:
             source, pool = parts["train"].source, parts["train"].rows

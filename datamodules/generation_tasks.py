@@ -1,6 +1,6 @@
-"""What a task answered in words is: its prompt, its data, how its answers are read. The 46 of STAR are declared here.
+"""What a task answered in words is: its prompt, its data, how its answers are read.
 
-Lee et al., 2025, arXiv 2502.10339.
+The 46 of STAR (Lee et al., 2025, arXiv 2502.10339) are declared in ``facts/generation.json``.
 """
 
 import json
@@ -29,8 +29,8 @@ class GenerationTask:
         prompt: with the data set's columns in braces; a column that holds a list is written one item a line, each after
             its index.
         answer: column of the true answer; of a list, its first item counts.
-        labels: for each class what may stand for it, in the order in which classes are looked for in an answer; the
-            first word is what is learned. A value of ``answer`` is a key, or one of the words.
+        labels: for each class what may stand for it, in the order in which classes are looked for in an answer. A
+            value of ``answer`` is a key, whose first word is learned, or one of the words, which is learned itself.
         scoring: ``label_words``: the class is the first that has a word in the answer; ``letter``: the answer begins
             with the class's letter; ``contains``: the answer contains the true one; ``word_f1``: F1 of their words;
             ``number``: Spearman's rho of the first number in each answer.
@@ -123,7 +123,7 @@ class GenerationTask:
         """Return the true answer in words and its class (0 where there are no classes).
 
         Raises:
-            ValueError: it is empty, or none of the task's labels.
+            ValueError: it is empty, no number where one is scored, or none of the task's labels.
 
         >>> task = GenerationTask("ask", "{q}", labels={"0": ["no", "No"], "1": ["yes"]}, hub="org/name")
         >>> task.read(1), task.read(False), task.read(["No"])

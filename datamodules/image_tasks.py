@@ -109,7 +109,7 @@ class ImageDataModule(TaskDataModule):
         self.prepared_with(self.image_transform)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load every task, and decode the pictures that ``stage`` needs."""
+        """Load every task, and decode the pictures that ``stage`` needs into the cache, those that fit into it."""
         super().setup(stage)
         for task in self.task_names:
             for split in _NEEDED.get(stage, ()):

@@ -61,7 +61,8 @@ class ImageTransform:
         """Return what a transformers ``preprocessor_config.json`` describes.
 
         Args:
-            config: its content; what it leaves out is as in CLIP.
+            config: its content, with what the processor's class adds to it. A size that is left out is 224, the
+                interpolation bicubic.
 
         Raises:
             SheetbendError: it asks for rectangles, padding or an interpolation that Pillow has not.

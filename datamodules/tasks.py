@@ -78,7 +78,7 @@ class TaskBatch(NamedTuple):
         task: name of the task.
         inputs: for images uint8 (B, 3, H, W), for texts a map of int64 (B, L); none in the empty turn of a task that
             has stopped.
-        labels: int64 (B,), or none.
+        labels: int64 (B,), or none; where answers in words are learned, their tokens, int64 (B, M).
         references: for generated text, the right answers; else none.
     """
 

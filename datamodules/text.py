@@ -104,7 +104,7 @@ def label_words(table: Dataset, name: str) -> list[str]:
     """Return each row's label in the words of the table, spelled by `plain`.
 
     They are the names of its classes, else what stands in the column ``<name>_text`` beside it, else the values as
-    they are; empty where there is no label.
+    they are. Where there is no label, it is empty, or -1 where the table names its classes.
     """
     names = class_names(table, name)
     if names is not None:
@@ -117,7 +117,7 @@ def label_words(table: Dataset, name: str) -> list[str]:
 
 
 def plain(word: str) -> str:
-    """Spell a label the one way: lower case, spaces for ``_`` and ``-`` between letters.
+    """Spell a label the one way: lower case, spaces for ``_`` and ``-`` where it begins with a letter.
 
     >>> plain("Not_Entailment"), plain("-1"), plain("-")
     ('not entailment', '-1', '-')

@@ -44,7 +44,8 @@ class TextTable:
         class_names: the classes, or a map from the labels as they are written to classes, null for those to be left
             out. Of a list, labels are names; or whole numbers (also as text), which are positions in it, unless a class
             is called by a number. None: all labels of train, in ascending order.
-        val: share of train that is cut off for val, where val is not given; every class gives its share.
+        val: share of train that is cut off for val, where val is not given; every class gives its share, or, with
+            ``group``, whole groups make up about that share.
         test: the same for test.
         group: a column; examples of one value (a question with its answers, say) never come into two splits.
         label_space: tasks that name the same one have the same classes, so that their heads can be merged; those that a

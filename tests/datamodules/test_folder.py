@@ -202,6 +202,11 @@ def with_odd_test(root):
     return {"pets": ImageSet(str(root / "pets"))}
 
 
+def without_train(root):
+    class_folders(root / "pets" / "test", ("dog", "cat"), 4)
+    return {"pets": ImageSet(str(root / "pets"))}
+
+
 def one_class(root):
     class_folders(root / "pets", ("dog",), 10)
     return {"pets": ImageSet(str(root / "pets"))}
@@ -233,6 +238,7 @@ def mixed(root):
         (lambda root: folder_of(root, config="x"), "task pets: config and revision are of a hub data set"),
         (lambda root: folder_of(root, class_names={"dog": "pet", "cat": "pet"}), "task pets: it has one class, pet"),
         (lambda root: folder_of(root, class_names=["dog", "cat", "cat"]), r"class names must be there and differ"),
+        (without_train, "task pets: .*pets has folders of test, but none of train; add train/<class>"),
         (one_class, "task pets: it has one class, dog; give 2 or more"),
         (empty_class, r"pets/bird: this folder of a class holds no pictures .*; put some there, or take"),
         (lambda root: {}, r"data\.images is empty; declare a task there"),
