@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
@@ -13,16 +13,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import callbacks
-import datamodules
 from callbacks.progress import progress_bar
 from launch import cli
-from launch.errors import one_line, option_names
+from launch.config_parser import Parser, task_declarations
+from launch.errors import one_line
 from launch.runs import CHECKPOINT, Interruption, SaveConfig, clear, resume_point
-from lightning_modules import LoRA, LoRATasks
-from mergers import Merger, SheetbendError
-from mergers.methods.base import Method
-from mergers.spaces.base import Space
-from mergers.transforms.base import Transform
+from lightning_modules import LoRATasks
+from mergers import SheetbendError
 
 DESCRIPTION = "Fine-tune LoRA adapters, merge them into one model, and see what merging kept."
 
@@ -33,35 +30,6 @@ TRAINER_DEFAULTS = {
     "max_epochs": 10,
     "num_sanity_val_steps": 0,
 }
-
-
-# Where the name of a misspelled option is looked for.
-KNOWN_OPTIONS = {"seed_everything", "model", "data", "trainer", "test_after_fit", "overwrite"} | option_names(
-    [
-        Trainer,
-        LoRATasks,
-        LoRA,
-        datamodules.TaskDataModule,
-        callbacks.MergeCallback,
-        callbacks.ResultsCallback,
-        Merger,
-        Space,
-        Method,
-        Transform,
-    ]
-)
-
-
-class Parser(LightningArgumentParser):
-    """A parser whose errors are one line that names the thing and the way out."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        # An option is spelled out on the command line, as it is in YAML.
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print one line and exit with status 2."""
-        cli.fail(one_line(message, KNOWN_OPTIONS))
 
 
 class SheetbendCLI(LightningCLI):
@@ -105,6 +73,8 @@ class SheetbendCLI(LightningCLI):
             default=False,
             help="Let ``fit`` replace the run that the run folder (trainer.default_root_dir) already holds.",
         )
+        for key, (container, declared) in task_declarations().items():
+            parser.add_fields_help(key, container, declared)
 
     def _parse_ckpt_path(self) -> None:
         """Take no settings from a checkpoint: ours hold none, and the configuration says what counts."""

@@ -323,6 +323,52 @@ def test_faults_in_a_config_are_one_line_and_nothing_is_written(config, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("data", "place", "guess"),
+    [
+        ("{class_path: TextTableDataModule, init_args: {tables: {mood: {path: x, tekst: a, label: b}}}}",
+         "data.tables.mood: unknown option 'tekst'", "text"),
+        ("{class_path: ImageFolderDataModule, init_args: {images: {cats: {path: y}, pets: {path: x, lable: y}}}}",
+         "data.images.pets: unknown option 'lable'", "label"),
+        ("{class_path: GenerationDataModule, init_args: {tasks: [q], own_tasks: [{name: q, prmpt: x}]}}",
+         "data.own_tasks.0: unknown option 'prmpt'", "prompt"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_field_of_a_task_is_named_with_its_place(tmp_path, config, capsys, data, place, guess):
+    settings = yaml.safe_load(Path(config).read_text())
+    settings["data"] = yaml.safe_load(data)
+    Path(config).write_text(yaml.safe_dump(settings))
+    assert f"{place} (did you mean {guess!r}?)" in refused(capsys, "fit", "--config", config)
+
+
+@pytest.mark.parametrize(
+    ("key", "phrases"),
+    [
+        ("tables", ["--data.tables.NAME.text", "the column of the text", "Where the examples of one task are"]),
+        ("images", ["--data.images.NAME.class_names", "the column of the pictures"]),
+        ("own_tasks", ["--data.own_tasks.prompt", "A question that a model answers in words"]),
+    ],
+)
+def test_help_shows_the_fields_of_what_a_task_declares(capsys, key, phrases):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", f"--data.{key}.help"])
+    assert not stop.value.code
+    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert all(phrase in shown for phrase in phrases)
+
+
+def test_help_of_a_class_offers_nothing_that_is_refused(capsys):
+    for name in ("TextTableDataModule", "ImageFolderDataModule", "GenerationDataModule"):
+        with pytest.raises(SystemExit):
+            main(["fit", "--data.help", name])
+        offered = set(re.findall(r"--data\.\w+\.help", capsys.readouterr().out))
+        assert len(offered) == 1
+        for words in ([], ["--data.help", name]):
+            with pytest.raises(SystemExit) as stop:
+                main(["fit", *words, *offered])
+            assert not stop.value.code, capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["frobnicate"], ["fit"], ["fit", "--config", "nope.yaml"], []])
 def test_incomplete_commands_are_one_line(capsys, words):
     refused(capsys, *words)

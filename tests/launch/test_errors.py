@@ -1,6 +1,8 @@
+from argparse import Namespace
+
 import pytest
 
-from launch.errors import one_line, option_names
+from launch.errors import guessed, one_line, option_names, place_in
 
 UNION = """Parser key "data": Does not validate against any of the Union subtypes
 Subtypes: [<class 'NoneType'>, <class 'Base'>]
@@ -50,3 +52,26 @@ def test_option_names_reach_derived_classes():
 
     assert option_names([Base]) == {"size", "depth"}
     assert Derived
+
+
+def test_a_place_stands_before_what_is_wrong_there():
+    words = "data.tables.mood: unknown option 'tekst' (did you mean 'text'?); --print_config shows all"
+    unknown, known = "Option 'tekst' is not accepted", ["text", "test"]
+    assert one_line(unknown, known, "data.tables.mood", lacking=["text"]) == words
+    assert one_line(unknown, known, "data.tables.mood") == words.replace("text", "test")
+    message = "Parser key \"val\": Expected a <class 'float'>. Got value: many"
+    assert one_line(message, place="data.tables.mood") == "data.tables.mood.val: expected float, not 'many'"
+
+
+def test_guesses_are_options_that_fit_the_place():
+    known = ["trim", "lora.alpha", "trainer.max_epochs"]
+    assert guessed("tekst", known) == guessed("coefs", known) == ""
+    assert guessed("lora.alhpa", known) == " (did you mean 'alpha'?)"
+    assert guessed("max_epoch", known) == " (did you mean 'trainer.max_epochs'?)"
+
+
+def test_places_are_those_of_equal_parts():
+    whole = Namespace(tables={"a": {"val": 0.1}, "b": Namespace(val="many")}, seed=None)
+    assert place_in(whole, {"val": "many"}) == "tables.b"
+    assert place_in(Namespace(mergers={"x": {"init_args": {"own": [{"y": 1}]}}}), {"y": 1}) == "mergers.x.own.0"
+    assert place_in(whole, {"val": 1}) is None
