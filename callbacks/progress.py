@@ -6,6 +6,8 @@ import time
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
+from callbacks.results import counted
+
 
 class PlainProgress(ProgressBar):
     """Print one line an epoch, and one when testing starts; for logs and pipes, where a bar would be noise."""
@@ -30,7 +32,9 @@ class PlainProgress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and say what is ahead."""
         tasks = len(getattr(pl_module, "task_names", ())) or 1
-        self._say(f"training {tasks} tasks in turn, {trainer.num_training_batches} batches an epoch")
+        turns = counted(tasks, "task") + (" in turn" if tasks > 1 else "")
+        batches = trainer.num_training_batches
+        self._say(f"training {turns}, {counted(batches, 'batch', 'batches')} an epoch")
         self._started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -48,7 +52,7 @@ class PlainProgress(ProgressBar):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is tested."""
         variants = len(getattr(pl_module, "variants", ()))
-        self._say(f"testing {variants} variants on {', '.join(getattr(pl_module, 'task_names', []))}")
+        self._say(f"testing {counted(variants, 'variant')} on {', '.join(getattr(pl_module, 'task_names', []))}")
 
 
 def progress_bar() -> ProgressBar:

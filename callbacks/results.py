@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from callbacks.wide_table import WideTable
 from lightning_modules.scores import Score, headlines
 from lightning_modules.variants import ENSEMBLE, FINETUNED, PRETRAINED
 from mergers.errors import SheetbendError
@@ -309,13 +310,13 @@ def metrics_note(results: Results) -> str:
     return "; ".join(sentences) + ("; the others: accuracy." if rest else ".") if sentences else ""
 
 
-def counted(number: int, noun: str) -> str:
-    """Return the number and its noun, in the plural where it takes one.
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return the number and its noun, in the plural (by default with an s) where it takes one.
 
-    >>> counted(1, "task"), counted(1200, "task")
-    ('1 task', '1,200 tasks')
+    >>> counted(1, "task"), counted(1200, "task"), counted(2, "batch", "batches")
+    ('1 task', '1,200 tasks', '2 batches')
     """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def results_table(results: Results, chosen: Sequence[Column] | None = None, heading: str | None = None) -> Table:
@@ -332,7 +333,7 @@ def results_table(results: Results, chosen: Sequence[Column] | None = None, head
     notes = [metrics_note(results)] * any(column.heading in results.tasks for column in chosen)
     notes += [NORMALISED_NOTE.format(results.measure)] * any(column.heading == "norm. mean" for column in chosen)
     notes = [note for note in notes if note] + [ORACLE_NOTE] * oracle
-    table = Table(
+    table = WideTable(
         title=title(results) if heading is None else heading,
         caption="\n".join(["", *notes]) if notes else None,
         box=box.SIMPLE_HEAD,

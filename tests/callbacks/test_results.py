@@ -136,6 +136,15 @@ def test_table_numbers():
     assert "Validation" in shown(results_table(dataclasses.replace(make(), split="val")))
 
 
+def test_titles_and_captions_are_as_wide_as_the_screen():
+    narrow = dataclasses.replace(make(), scores=tuple(score for score in make(False).scores if score.task == "digits"))
+    lines = shown(results_table(narrow), 100).splitlines()
+    assert lines[0].strip() == "Test accuracy in %, 100 examples of 1 task"
+    assert lines[-1].strip() == "norm. mean: mean over tasks of accuracy / finetuned accuracy."
+    assert max(len(line.rstrip()) for line in lines[1:-1]) < 40
+    assert max(len(line) for line in shown(results_table(narrow), 30).splitlines()) <= 30
+
+
 def test_the_best_merge_is_marked_and_only_among_merges():
     results = make()
     digits, fashion, mean, normalised = (cells(results, column) for column in own_columns(results))
