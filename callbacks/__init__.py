@@ -1,8 +1,9 @@
 """Callbacks: merging in the evaluation loop, adapters on disk, results on screen and disk."""
 
+from callbacks.adaptation import AdaptationCheckpoint
 from callbacks.adapter_checkpoint import AdapterCheckpoint
 from callbacks.merge import MergeCallback
 from callbacks.progress import PlainProgress
 from callbacks.results_callback import ResultsCallback
 
-__all__ = ["AdapterCheckpoint", "MergeCallback", "PlainProgress", "ResultsCallback"]
+__all__ = ["AdaptationCheckpoint", "AdapterCheckpoint", "MergeCallback", "PlainProgress", "ResultsCallback"]

@@ -1,13 +1,16 @@
 """Merged models in the evaluation loop."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_modules import LoRATasks, Variant
+from lightning_modules.full_checkpoints import is_full_checkpoint, load_full_checkpoint
 from lightning_modules.variants import ENSEMBLE, FINETUNED, PRETRAINED, ensemble
-from mergers import Merger, SheetbendError
+from mergers import Adapter, Merger, SheetbendError, load_adapter
 
 # Variants that are always there, and the other folders that stand beside theirs in tensorboard/.
 RESERVED = (PRETRAINED, FINETUNED, ENSEMBLE, "training", "report")
@@ -20,8 +23,9 @@ class MergeCallback(Callback):
     the pretrained model and the finetuned adapters in one sweep of the data.
 
     Args:
-        mergers: the merges to test, by the name they have in tables and curves; each a Merger, or the name of one of
-            `mergers.PRESETS`, such as knots-ties.
+        mergers: the merges to test, by the name they have in tables and curves; each a Merger, the name of one of
+            `mergers.PRESETS`, such as knots-ties, or the folder of a merge that was made before, such as what
+            ``sheetbend merge`` or ``sheetbend adapt`` has written (a name with a slash in it).
         while_fitting: also merge at each validation while fitting, so that curves show merged against finetuned
             accuracy over training.
         ensemble: also test all adapters together, in the joint label space: every example runs through each of them,
@@ -39,9 +43,7 @@ class MergeCallback(Callback):
                 raise SheetbendError(
                     f"merger {name!r} must name a folder: at most 64 letters, digits, _, +, - and inner dots"
                 )
-        self.mergers = {
-            name: Merger.preset(merger) if isinstance(merger, str) else merger for name, merger in mergers.items()
-        }
+        self.mergers = {name: _merge_of(name, merger) for name, merger in mergers.items()}
         self.while_fitting = while_fitting
         self.ensemble = ensemble
 
@@ -53,19 +55,22 @@ class MergeCallback(Callback):
                 "vote; leave it out"
             )
         adapters = module.adapters()
-        merged = {name: module.variant(str(merger), merger.merge(adapters)) for name, merger in self.mergers.items()}
+        merged = {name: self._variant(module, merge, adapters) for name, merge in self.mergers.items()}
         return {**({ENSEMBLE: ensemble()} if self.ensemble else {}), **merged}
 
     def check(self, tasks: list[str]) -> None:
         """Raise `SheetbendError` for coefficients that do not fit ``tasks``; to be called before work begins."""
         for name, merger in self.mergers.items():
             try:
-                merger.task_coefficients(tasks)
+                if isinstance(merger, Merger):
+                    merger.task_coefficients(tasks)
             except SheetbendError as error:
                 raise SheetbendError(f"merger {name}: {error}") from None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LoRATasks) -> None:
         """Merge for this validation; while fitting, a merge that fails is left out of it with a warning."""
+        if not isinstance(pl_module, LoRATasks):  # a merge is being learned, which is looked at alone
+            return
         if trainer.state.fn != "fit":
             pl_module.set_variants(self.build_variants(pl_module))
             return
@@ -73,8 +78,10 @@ class MergeCallback(Callback):
         if self.while_fitting and not trainer.sanity_checking:
             adapters = pl_module.adapters()
             for name, merger in self.mergers.items():
+                if not isinstance(merger, Merger):  # made before, of other adapters than these
+                    continue
                 try:
-                    variants[name] = pl_module.variant(str(merger), merger.merge(adapters))
+                    variants[name] = self._variant(pl_module, merger, adapters)
                 except SheetbendError as error:  # a task has diverged, say: the others go on
                     rank_zero_warn(f"{name} is not measured at this validation: {error}")
         pl_module.set_variants(variants)
@@ -83,13 +90,41 @@ class MergeCallback(Callback):
         """Merge for this test; by now a checkpoint's weights are in place."""
         pl_module.set_variants(self.build_variants(pl_module))
 
+    @staticmethod
+    def _variant(module: LoRATasks, merge: Merger | Adapter | Path, adapters: list[Adapter]) -> Variant:
+        """Return what a merge of ``adapters`` gives, or one that was made before."""
+        if isinstance(merge, Merger):
+            return module.variant(str(merge), merge.merge(adapters))
+        if isinstance(merge, Path):
+            return module.variant(f"the merge in {merge}", load_merge(merge, module))
+        return module.variant(str(merge.merger), merge)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LoRATasks) -> None:
         """Let go of the merged weights."""
-        _release(pl_module)
+        if isinstance(pl_module, LoRATasks):
+            _release(pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LoRATasks) -> None:
         """Let go of the merged weights."""
         _release(pl_module)
+
+
+def load_merge(folder: Path, module: LoRATasks) -> Adapter:
+    """Read a merge that was made before: a PEFT folder, or a full model of the same backbone."""
+    if is_full_checkpoint(folder):
+        return load_full_checkpoint(folder, "merged", module.model.get_base_model(), module.base_name)
+    return load_adapter(folder, name="merged")
+
+
+def _merge_of(name: str, merge: Any) -> Any:
+    """Return what stands for a merge; a string is a preset, or a folder."""
+    if not isinstance(merge, str):
+        return merge
+    if "/" not in merge and not Path(merge).is_dir():
+        return Merger.preset(merge)
+    if not Path(merge).expanduser().is_dir():
+        raise SheetbendError(f"merger {name}: {merge} is no folder; give that of a merge, or the name of a preset")
+    return Path(merge).expanduser()
 
 
 def _release(module: LoRATasks) -> None:

@@ -10,6 +10,7 @@ from datamodules.nli import NLIDataModule
 from datamodules.quickstart import QuickstartDataModule
 from datamodules.tasks import ArrayData, Split, Task, TaskBatch
 from datamodules.text_tables import TextTable, TextTableDataModule
+from datamodules.unlabelled import UnlabelledBatches
 from datamodules.vision import VisionDataModule
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "TaskDataModule",
     "TextTable",
     "TextTableDataModule",
+    "UnlabelledBatches",
     "VisionDataModule",
     "joint_label_space",
 ]

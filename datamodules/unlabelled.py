@@ -73,7 +73,7 @@ class UnlabelledBatches(LightningDataModule):
         split: whose examples are used.
         fraction: share of them, chosen by the seed, in (0, 1].
         batch_size: examples of each task in a step, on each device.
-        steps: in an epoch.
+        steps: of the optimiser in an epoch; each takes as many batches as are accumulated.
         seed: of the choice and of the order.
         caveats: sentences for the report, beside those of ``datamodule``.
     """
@@ -124,7 +124,8 @@ class UnlabelledBatches(LightningDataModule):
         orders = {
             task: TaskOrder(task, len(examples), self.batch_size, self.seed) for task, examples in self.examples.items()
         }
-        sampler = StepSampler(orders, self.examples, self.steps, *self._place())
+        batches = self.steps * (self.trainer.accumulate_grad_batches if self.trainer else 1)
+        sampler = StepSampler(orders, self.examples, batches, *self._place())
         return TurnLoader(
             StepDataset(self.splits),
             sampler=sampler,

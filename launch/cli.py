@@ -34,6 +34,7 @@ BENIGN_WARNINGS = (
     ".*The dirpath has changed from",  # a run folder may be moved
     ".*lr_scheduler.step.*before.*optimizer.step",
     ".*Trying to infer the `batch_size`",
+    ".*in eval mode at the start of training",  # while a merge is learned, dropout is off
 )
 
 
@@ -48,6 +49,7 @@ FITTING = {
     "fit": "Train one adapter a task, then test all variants.",
     "validate": "Test on validation data.",
     "test": "Test every variant on every task.",
+    "adapt": "Learn a merge on unlabelled data (AdaRank), then test all variants.",
 }
 
 

@@ -14,11 +14,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import callbacks
 from callbacks.progress import progress_bar
-from launch import cli
+from launch import adaptation, cli
+from launch.adaptation import AdaptingTrainer
 from launch.config_parser import Parser, task_declarations
 from launch.errors import one_line
-from launch.runs import CHECKPOINT, Interruption, SaveConfig, clear, resume_point
-from lightning_modules import LoRATasks
+from launch.runs import ADAPTATION_SETTINGS, CHECKPOINT, Interruption, SaveConfig, clear, resume_point
+from lightning_modules import Adaptation, LoRATasks
 from mergers import SheetbendError
 
 DESCRIPTION = "Fine-tune LoRA adapters, merge them into one model, and see what merging kept."
@@ -33,7 +34,7 @@ TRAINER_DEFAULTS = {
 
 
 class SheetbendCLI(LightningCLI):
-    """Subcommands fit, validate and test; the run folder is ``trainer.default_root_dir``."""
+    """Subcommands fit, validate, test and adapt; the run folder is ``trainer.default_root_dir``."""
 
     def __init__(self, words: Sequence[str]):
         self.interruption = Interruption()
@@ -44,6 +45,7 @@ class SheetbendCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=SaveConfig,
+            trainer_class=AdaptingTrainer,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_kwargs={"prog": cli.PROGRAM, "description": DESCRIPTION},
@@ -60,6 +62,7 @@ class SheetbendCLI(LightningCLI):
             "fit": skip | {"train_dataloaders", "val_dataloaders"},
             "validate": skip | {"dataloaders", "verbose"},
             "test": skip | {"dataloaders", "verbose"},
+            "adapt": skip,
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -71,7 +74,13 @@ class SheetbendCLI(LightningCLI):
             "--overwrite",
             type=bool,
             default=False,
-            help="Let ``fit`` replace the run that the run folder (trainer.default_root_dir) already holds.",
+            help="Let ``fit`` or ``adapt`` replace what the run folder (trainer.default_root_dir) already holds of it.",
+        )
+        parser.add_argument(
+            "--adaptation",
+            type=Adaptation | None,
+            default=None,
+            help="What ``adapt`` learns, and how; by default AdaRank on a sum of updates. Other commands pass it over.",
         )
         for key, (container, declared) in task_declarations().items():
             parser.add_fields_help(key, container, declared)
@@ -102,18 +111,21 @@ class SheetbendCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has, each unless the configuration brings its own."""
+        adapts = self.subcommand == "adapt"
         own = [
-            callbacks.AdapterCheckpoint(),
+            callbacks.AdaptationCheckpoint() if adapts else callbacks.AdapterCheckpoint(),
             callbacks.ResultsCallback(),
             ModelCheckpoint(
-                dirpath=self.folder / CHECKPOINT.parent,
+                dirpath=self.output / CHECKPOINT.parent,
                 filename=CHECKPOINT.stem,
                 enable_version_counter=False,
                 save_on_train_epoch_end=True,
             ),
             self.interruption,
         ]
-        settings = self._get(self.config_init, "trainer")
+        settings = {**self._get(self.config_init, "trainer")}
+        if adapts:
+            settings |= adaptation.trainer_settings(self.adaptation, self.folder)
         if settings.get("enable_progress_bar") is not False:
             own.append(progress_bar())
         given = tuple(type(callback) for callback in settings.get("callbacks") or [])
@@ -121,7 +133,7 @@ class SheetbendCLI(LightningCLI):
             own = [callback for callback in own if not isinstance(callback, ModelCheckpoint)]
         if settings.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(
-                self.folder, name="tensorboard", version="training", default_hp_metric=False
+                self.output, name="tensorboard", version="training", default_hp_metric=False
             )
         extra: list[Callback] = [callback for callback in own if not issubclass(type(callback), given)]
         return self._instantiate_trainer({**settings, **kwargs}, extra)
@@ -130,6 +142,17 @@ class SheetbendCLI(LightningCLI):
     def folder(self) -> Path:
         """The run folder."""
         return Path(self._get(self.config, "trainer")["default_root_dir"])
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """What ``adapt`` learns, and how."""
+        return self._get(self.config_init, "adaptation") or Adaptation()
+
+    @property
+    def output(self) -> Path:
+        """The folder that is written to: the run folder, or that of an adaptation in it."""
+        adapts = self.subcommand == "adapt"
+        return adaptation.folder_of(self.folder, self.adaptation) if adapts else self.folder
 
     def _check(self, checkpoint: str | Path | None) -> dict[str, Any]:
         """Return what a checkpoint holds; refuse one that cannot be read, before anything is written."""
@@ -152,7 +175,7 @@ class SheetbendCLI(LightningCLI):
         datamodule.check_all()
         datamodule.quiet = self.trainer.progress_bar_callback is None
         processes = self.trainer.num_devices * self.trainer.num_nodes
-        if processes > 1:  # before Lightning starts them
+        if processes > 1 and self.subcommand != "adapt":  # before Lightning starts them
             raise SheetbendError(
                 f"trainer.devices and num_nodes make {processes} processes; tasks take turns on one device, give "
                 "--trainer.devices 1"
@@ -194,6 +217,27 @@ class SheetbendCLI(LightningCLI):
         self._run(self.trainer.fit, model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         if options["test_after_fit"]:
             self._run(self.trainer.test, model, datamodule=datamodule, verbose=False)
+
+    def adapt(self, model: LoRATasks, datamodule: LightningDataModule, ckpt_path: str | None = None) -> None:
+        """Learn a merge on unlabelled data, or go on with it, then test every variant."""
+        options, settings, folder = self.config[self.subcommand], self.adaptation, self.output
+        overwrite, options["overwrite"] = options["overwrite"], False
+        adaptation.check_name(self.trainer, settings)
+        checkpoint = ckpt_path
+        if checkpoint is None and not overwrite and not self.trainer.fast_dev_run:
+            dumped = yaml.safe_load(self._parser(self.subcommand).dump(options, skip_none=False))
+            checkpoint = resume_point(folder, dumped, ADAPTATION_SETTINGS)
+        adaptation.checked(checkpoint)
+        self._prepare(model, datamodule, fresh=False)
+        module, data = adaptation.prepared(model, datamodule, settings)
+        if overwrite and not self.trainer.fast_dev_run:
+            clear(folder)
+        if checkpoint is not None and self.trainer.is_global_zero:
+            print(f"going on from: {checkpoint}", flush=True)
+        self._run(self.trainer.fit, module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if options["test_after_fit"]:
+            adaptation.add_to_test(self.trainer, module)
+            self._run(self.trainer.test, model, datamodule=data, verbose=False)
 
     def _refuse_own_inputs(self, ckpt_path: str | None, adapters: str | dict[str, str] | None) -> None:
         """Refuse to replace a run by what it would be made from."""

@@ -1,7 +1,7 @@
 """The run folder: what a run writes there, and whether an earlier run there can go on."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,14 @@ from mergers.files import atomic_write
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 OUTPUTS = (
+    "adaptations",
     "adapters",
     "checkpoints",
     "config.yaml",
     "history.csv",
+    "kept_rank.csv",
+    "learned.safetensors",
+    "merged",
     "plots",
     "report.md",
     "results.csv",
@@ -40,17 +44,24 @@ TRAINER_SETTINGS = (
     "precision",
     "val_check_interval",
 )
+# Those of the Trainer that change what `adapt` computes; it sets the others itself.
+ADAPTATION_SETTINGS = ("accumulate_grad_batches", "gradient_clip_algorithm", "gradient_clip_val", "precision")
 UNIMPORTANT = ("data.init_args.num_workers", "data.init_args.eval_batch_size")
 
 
-def training_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what decides the trained adapters, flat: {dotted key: value}.
+def training_settings(config: dict[str, Any], flags: Collection[str] = TRAINER_SETTINGS) -> dict[str, Any]:
+    """Return what decides what is learned, flat: {dotted key: value}.
+
+    Args:
+        config: of a run.
+        flags: of the Trainer, that count; those of `ADAPTATION_SETTINGS` go with the settings of an adaptation.
 
     >>> training_settings({"seed_everything": 0, "model": {"lr": 1}, "trainer": {"max_epochs": 2, "profiler": "x"}})
     {'seed_everything': 0, 'model.lr': 1, 'trainer.max_epochs': 2}
     """
-    trainer = {key: value for key, value in (config.get("trainer") or {}).items() if key in TRAINER_SETTINGS}
-    parts = {key: config[key] for key in ("seed_everything", "model", "data") if key in config}
+    trainer = {key: value for key, value in (config.get("trainer") or {}).items() if key in flags}
+    sections = ("seed_everything", "model", "data", *(["adaptation"] if flags == ADAPTATION_SETTINGS else []))
+    parts = {key: config[key] for key in sections if key in config}
     flat = dict(_flatten({**parts, "trainer": trainer}))
     return {key: value for key, value in flat.items() if key not in UNIMPORTANT}
 
@@ -63,8 +74,13 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def resume_point(folder: Path, config: dict[str, Any]) -> Path | None:
-    """Return the checkpoint from which the same run goes on, or none where nothing has been trained yet.
+def resume_point(folder: Path, config: dict[str, Any], flags: Collection[str] = TRAINER_SETTINGS) -> Path | None:
+    """Return the checkpoint from which the same run goes on, or none where nothing has been learned yet.
+
+    Args:
+        folder: of the run.
+        config: of what is to be run.
+        flags: as for `training_settings`.
 
     Raises:
         SheetbendError: the folder holds a run with other settings.
@@ -84,8 +100,8 @@ def resume_point(folder: Path, config: dict[str, Any]) -> Path | None:
         content = None
     if not isinstance(content, dict):
         raise SheetbendError(f"{saved_file} is damaged; give another --trainer.default_root_dir, or --overwrite true")
-    saved = training_settings(content)
-    given = training_settings(config)
+    saved = training_settings(content, flags)
+    given = training_settings(config, flags)
     changed = [key for key in {**saved, **given} if saved.get(key) != given.get(key)]
     if changed:
         key = changed[0]
@@ -118,7 +134,7 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file."""
-        path = Path(trainer.default_root_dir) / ("config.yaml" if stage == "fit" else "test_config.yaml")
+        path = Path(trainer.default_root_dir) / ("config.yaml" if stage in ("fit", "adapt") else "test_config.yaml")
         if stage == "validate":  # it writes nothing
             return
         with atomic_write(path) as temporary:

@@ -5,7 +5,18 @@ from lightning_modules.image_classifier import ImageClassifier
 from lightning_modules.lora import LoRA
 from lightning_modules.scores import Score
 from lightning_modules.sequence_classifier import SequenceClassifier
+from lightning_modules.test_time_adaptation import Adaptation, TestTimeAdaptation
 from lightning_modules.text_generator import TextGenerator
 from lightning_modules.variants import Variant
 
-__all__ = ["ImageClassifier", "LoRA", "LoRATasks", "Score", "SequenceClassifier", "TextGenerator", "Variant"]
+__all__ = [
+    "Adaptation",
+    "ImageClassifier",
+    "LoRA",
+    "LoRATasks",
+    "Score",
+    "SequenceClassifier",
+    "TestTimeAdaptation",
+    "TextGenerator",
+    "Variant",
+]

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from lightning_modules.variants import Variant, merged_variant
 from mergers import Adapter, SheetbendError
@@ -17,6 +19,8 @@ from mergers.adapters.files import read_pickle
 from mergers.adapters.hub import fetch, is_hub_id
 from mergers.adapters.kinds import Kind
 from mergers.adapters.names import Renaming, listed, module_name
+from mergers.files import write_safetensors
+from mergers.models import PEFT_PREFIX
 
 
 class Unadapted(nn.Module):
@@ -192,6 +196,24 @@ class _Turned:
     def read(self, rows: slice | None = None) -> Tensor:
         turned = self.stored.read().T
         return turned if rows is None else turned[rows]
+
+
+def write_model(model: "PeftModel | Unadapted", weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the backbone of ``model`` with some of its weights replaced, as its own ``from_pretrained`` reads it.
+
+    Args:
+        model: carries the backbone; adapters in it are left out.
+        weights: what takes the place of parameters, by their names in ``model``.
+        folder: exists; gets ``model.safetensors``, and ``config.json`` of a transformers model.
+    """
+    backbone = model.get_base_model()
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers()), **weights}
+    own = {name.removeprefix(PEFT_PREFIX).replace(".base_layer.", "."): tensor for name, tensor in tensors.items()}
+    kept = set(backbone.state_dict()) | {name.replace(".base_layer.", ".") for name in backbone.state_dict()}
+    state = {name: tensor.detach() for name, tensor in own.items() if name in kept and ".lora_" not in name}
+    write_safetensors(state, folder / "model.safetensors")
+    if isinstance(getattr(backbone, "config", None), PretrainedConfig):
+        backbone.config.save_pretrained(folder)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from lightning_modules.scores import Score, headline_scores, headlines
 from lightning_modules.variants import Variant, replaced
 from mergers import Adapter, MergedAdapter, SheetbendError
 from mergers.adapters.kinds import as_it_lies, as_update_lies
-from mergers.adaptive import AdaRank
+from mergers.adaptive import AdaRank, KeptRanks
 from mergers.adaptive.adarank import Encode
 from mergers.models import weight_places
 
@@ -40,6 +41,9 @@ class Adaptation(AdaRank):
         fraction: Share of the split that is used, chosen by the seed.
         look_every: Steps between two looks at the validation accuracy, which is drawn but never chooses anything; none:
             a tenth of all. Entropy is averaged over as many steps, and a checkpoint is written.
+        diversity: Weight in the loss of the entropy of the mean answer over a task's batch, which is subtracted, so that
+            answers do not collapse onto few classes (Liang et al., SHOT, ICML 2020, arXiv 2002.08546). 0 is AdaRank's
+            own loss. Above 0 it assumes classes that are about equally frequent, and batches that show several of them.
         stop: ``steps``: after all steps. ``plateau``: earlier, when twice in a row the mean entropy of such a window is
             not 1 % below the lowest before. The state reported is the one at the end.
     """
@@ -52,6 +56,7 @@ class Adaptation(AdaRank):
     adapt_on: Literal["train", "val", "test"] = "test"
     fraction: float = 1.0
     look_every: int | None = None
+    diversity: float = 0.0
     stop: Literal["steps", "plateau"] = "steps"
 
     def __post_init__(self) -> None:
@@ -62,6 +67,7 @@ class Adaptation(AdaRank):
         check_number("adaptation.learning_rate", self.learning_rate, above=0)
         for beta in self.betas:
             check_number("adaptation.betas", beta, least=0, below=1)
+        check_number("adaptation.diversity", self.diversity, least=0)
         check_number("adaptation.fraction", self.fraction, above=0)
         if self.fraction > 1:
             raise SheetbendError(f"adaptation.fraction is {self.fraction:g}; give a share in (0, 1]")
@@ -73,7 +79,8 @@ class Adaptation(AdaRank):
     def __str__(self) -> str:
         """Say in one line what is learned, on what."""
         part = "" if self.fraction == 1 else f"{self.fraction:.3g} of "
-        return f"{super().__str__()} in {self.steps} steps on {part}the unlabelled {self.adapt_on} data"
+        diverse = f", diversity {self.diversity:g}" if self.diversity else ""
+        return f"{super().__str__()}{diverse} in {self.steps} steps on {part}the unlabelled {self.adapt_on} data"
 
     @property
     def label(self) -> str:
@@ -104,9 +111,10 @@ class Adaptation(AdaRank):
 class TestTimeAdaptation(LightningModule):
     """Learn masks and coefficients of a merge on batches of all tasks, without labels.
 
-    The loss of a step is the sum over tasks of the mean entropy of the softmax over the task's classes. Every weight is
-    merged once a step; each task's batch then goes forward and back into the merged weights alone, so that the
-    activations of one task are held at a time; the summed gradient goes back into masks and coefficients at the end.
+    The loss of a step is the sum over tasks of the mean entropy of the softmax over the task's classes (less
+    ``diversity`` times the entropy of the mean softmax). Every weight is merged once a step; each task's batch then
+    goes forward and back into the merged weights alone, so that the activations of one task are held at a time; the
+    summed gradient goes back into masks and coefficients at the end.
 
     Paper: Lee et al., AdaRank (arXiv 2503.22178); Yang et al., AdaMerging, ICLR 2024 (arXiv 2310.02575).
 
@@ -127,7 +135,10 @@ class TestTimeAdaptation(LightningModule):
         self.strict_loading = False  # checkpoints hold what is learned, not the backbone
         self._classes = {task.name: _present_classes(task) for task in tester.tasks}
         self.tester = tester.requires_grad_(False)
-        self.merge = settings.prepare(tester.adapters(), encode)
+        adapters = tester.adapters()
+        for adapter in adapters:  # so that they are saved with the result
+            adapter.heads = tester.head_tensors(adapter.name)
+        self.merge = settings.prepare(adapters, encode)
         like = self.merge.adapters[0]
         found = Adapter({module: like[module] for module in self.merge.parts}, like.name, metadata=like.metadata)
         self._places = weight_places(found, tester.model)
@@ -140,6 +151,14 @@ class TestTimeAdaptation(LightningModule):
         self._origins: dict[str, Tensor] = {}
         self._variant: Variant | None = None
         self._scores: list[Score] = []
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "TestTimeAdaptation":
+        """Move or convert the model, as torch does, but keep in float32 what is learned: bfloat16 has no small steps."""
+        learned = [(parameter, parameter.data) for parameter in (self.logits, self.coefficients)]
+        super()._apply(fn, recurse)
+        for parameter, before in learned:
+            parameter.data = before.to(parameter.device)
+        return self
 
     # The merged weights.
 
@@ -172,39 +191,43 @@ class TestTimeAdaptation(LightningModule):
         """Return the merge as it stands, low-rank where the adapters are."""
         return self.merge.merged(self.logits, self.coefficients)
 
+    def kept(self) -> KeptRanks:
+        """Return how many directions of each task are on."""
+        return self.merge.kept(self.logits.detach().cpu())
+
     # Fit.
 
     def on_fit_start(self) -> None:
-        """Bring to the device what the weights are made of."""
+        """Bring to the device what the weights are made of; a run that had ended on a plateau has nothing left."""
         self._load()
+        self._stop_on_plateau()
 
     def training_step(self, batches: tuple[Any, ...], batch_idx: int) -> Tensor:
-        """Return the summed entropy of one batch a task; its gradient at the merged weights is in it already."""
+        """Return the loss of one batch a task, summed; its gradient at the merged weights is in it already."""
         weights = self.merged_weights()
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.device)  # whatever the Trainer's precision
         for batch in batches:
-            entropy = self._entropy(leaves, batch)
-            entropy.backward()
+            entropy, collapse = self._entropies(leaves, batch)
+            loss = entropy + self.settings.diversity * collapse
+            loss.backward()
+            losses += loss.detach()
             total += entropy.detach()
             self.log(f"entropy/{batch.task}", entropy.detach())
-        if not math.isfinite(total.item()):
-            raise SheetbendError(
-                f"adaptation: the entropy is {total.item()} at step {self.global_step + 1}; give a smaller "
-                f"adaptation.learning_rate than {self.settings.learning_rate:g}"
-            )
+        self._require_finite("entropy", total, self.global_step + 1)
         mean = total / len(batches)
         self._window.append(mean.item())
         self.log("entropy", mean, prog_bar=True)
-        return _WithGradient.apply(total, [leaf.grad for leaf in leaves.values()], *weights.values())
+        return _WithGradient.apply(losses, [leaf.grad for leaf in leaves.values()], *weights.values())
 
-    def _entropy(self, weights: dict[str, Tensor], batch: Any) -> Tensor:
-        """Return the mean entropy of the answers to ``batch``, a scalar, with a graph as far as ``weights``."""
+    def _entropies(self, weights: dict[str, Tensor], batch: Any) -> tuple[Tensor, Tensor]:
+        """Return the mean entropy of the answers to ``batch`` and minus the entropy of their mean, both scalars."""
         variant = Variant(self.settings.label, weights)
         with without_adapters(self.tester.model), replaced(self.tester.model, variant):
             logits = self.tester.logits(self.tester(batch.inputs), batch.task)
         log_p = logits[:, self._classes[batch.task]].float().log_softmax(-1)
-        return -(log_p.exp() * log_p).sum(-1).mean()
+        p = log_p.exp()
+        return -(p * log_p).sum(-1).mean(), -torch.special.entr(p.mean(0).clamp(min=1e-12)).sum()
 
     def configure_optimizers(self) -> Adam:
         """Return Adam over what is learned."""
@@ -213,10 +236,22 @@ class TestTimeAdaptation(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Note the mean entropy of the window, and stop where it falls no more, if that is asked for."""
+        for name in ("logits", "coefficients"):  # a mask that is infinite has no gradient, and no effect on the entropy
+            self._require_finite(f"sum of the {name}", getattr(self, name).detach().sum(), self.global_step)
         if self._window:
             mean = torch.tensor(sum(self._window) / len(self._window), device=self.device)
             self.entropies.append(float(self.trainer.strategy.reduce(mean, reduce_op="mean")))
             self._window = []
+        self._stop_on_plateau()
+
+    def _require_finite(self, name: str, value: Tensor, step: int) -> None:
+        if not math.isfinite(value.item()):
+            raise SheetbendError(
+                f"adaptation: the {name} is {value.item()} at step {step}; give a smaller adaptation.learning_rate "
+                f"than {self.settings.learning_rate:g}"
+            )
+
+    def _stop_on_plateau(self) -> None:
         if self.settings.stop == "plateau" and on_plateau(self.entropies):
             self.trainer.should_stop = True
 
@@ -257,10 +292,12 @@ class TestTimeAdaptation(LightningModule):
         """Save what is learned; the backbone and the adapters are left out."""
         own = ("logits", "coefficients")
         checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in own}
-        checkpoint["adaptation"] = {"modules": list(self.merge.parts), "tasks": self.task_names} | self._progress()
+        of = {"modules": list(self.merge.parts), "tasks": self.task_names, "adapters": self._hashes}
+        checkpoint["adaptation"] = of | {"entropies": list(self.entropies), "window": list(self._window)}
 
-    def _progress(self) -> dict[str, list[float]]:
-        return {"entropies": list(self.entropies), "window": list(self._window)}
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        return {adapter.name: adapter.content_hash() for adapter in self.merge.adapters}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the windows where the checkpoint left them; refuse one of another merge."""
@@ -276,6 +313,12 @@ class TestTimeAdaptation(LightningModule):
                     f"checkpoint is of another adaptation: its {name} are {there}, here they are {here}; give another "
                     "run folder"
                 )
+        changed = [task for task, content in self._hashes.items() if saved.get("adapters", {}).get(task) != content]
+        if changed:
+            raise SheetbendError(
+                f"checkpoint is of other adapters: that of {changed[0]} has changed since; give --overwrite true to "
+                "begin again, or another adaptation.name"
+            )
         self.entropies, self._window = list(saved["entropies"]), list(saved["window"])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mergers.adapters.checks import align, check_same_base
 from mergers.adaptive.decompose import Decomposition, SpaceName, Start
+from mergers.adaptive.kept import KeptRanks
 from mergers.adaptive.parts import MaskedPart, Part, WholePart
 from mergers.errors import SheetbendError
 from mergers.merged import MergedAdapter
@@ -199,13 +200,16 @@ class AdaptiveMerge:
         factors = [whole if isinstance(part, WholePart) else 1.0 for part in self.parts.values()]
         return self.settings.first_coefficient * torch.tensor(factors)[:, None].repeat(1, tasks)
 
-    def kept(self, logits: Tensor) -> Tensor:
-        """Return how many directions of each task are on in each module, int64 (M, T); -1 where there are none."""
-        rows = []
-        for part, own in zip(self.parts.values(), logits.split(self.sizes), strict=True):
-            on = [int((task > 0).sum()) for task in own.split(list(part.counts))]
-            rows.append(on if sum(part.counts) else [-1] * len(on))
-        return torch.tensor(rows)
+    def kept(self, logits: Tensor) -> KeptRanks:
+        """Return how many directions of each task are on in each module that has masks."""
+        modules, kept, directions = [], [], []
+        for (module, part), own in zip(self.parts.items(), logits.split(self.sizes), strict=True):
+            if len(own):
+                modules.append(module)
+                kept.append(tuple(int((task > 0).sum()) for task in own.split(list(part.counts))))
+                directions.append(tuple(part.counts))
+        tasks = tuple(adapter.name for adapter in self.adapters)
+        return KeptRanks(tuple(modules), tasks, tuple(kept), tuple(directions))
 
     def merged(self, logits: Tensor, coefficients: Tensor) -> MergedAdapter:
         """Return the merge with these masks and coefficients, low-rank where the adapters are."""

@@ -1,0 +1,103 @@
+"""``sheetbend adapt``: a learned merge in a folder of its own, then a test of all variants."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from callbacks import MergeCallback
+from datamodules import TaskDataModule
+from datamodules.unlabelled import UnlabelledBatches
+from lightning_modules import LoRATasks
+from lightning_modules.test_time_adaptation import Adaptation, TestTimeAdaptation
+from mergers import SheetbendError
+from mergers.cache import AlignmentCache
+
+FOLDER = "adaptations"
+
+# What a run of so many steps, each over all tasks, needs of the Trainer whatever training needed.
+_TRAINER = {
+    "max_epochs": -1,
+    "check_val_every_n_epoch": 1,
+    "val_check_interval": 1.0,
+    "limit_train_batches": 1.0,
+    "use_distributed_sampler": False,
+}
+
+
+class AdaptingTrainer(Trainer):
+    """Lightning's Trainer with one more verb, which the command line needs for its subcommand."""
+
+    def adapt(self, model: Any, datamodule: Any = None, ckpt_path: str | None = None) -> None:
+        """Learn a merge on unlabelled data, then test every variant."""
+        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+
+
+def folder_of(run: Path, settings: Adaptation) -> Path:
+    """Return where an adaptation of the adapters in ``run`` keeps what it writes."""
+    return run / FOLDER / settings.label
+
+
+def trainer_settings(settings: Adaptation, run: Path) -> dict[str, Any]:
+    """Return the flags of the Trainer that an adaptation sets itself."""
+    return _TRAINER | {"max_steps": settings.steps, "default_root_dir": str(folder_of(run, settings))}
+
+
+def prepared(
+    model: LoRATasks, datamodule: TaskDataModule, settings: Adaptation
+) -> tuple[TestTimeAdaptation, UnlabelledBatches]:
+    """Return the module to fit and its data; ``model`` has been built on ``datamodule``."""
+    cache = AlignmentCache()
+    _say(f"decomposing the updates of {len(model.task_names)} tasks: {settings}")
+    adaptation = TestTimeAdaptation(model, settings, cache.encoder(settings.decomposition))
+    data = UnlabelledBatches(
+        datamodule,
+        settings.adapt_on,
+        settings.fraction,
+        settings.batch_size,
+        settings.window,
+        model.seed,
+        settings.caveats,
+    )
+    return adaptation, data
+
+
+def add_to_test(trainer: Trainer, adaptation: TestTimeAdaptation) -> None:
+    """Have the next test run through the learned merge too, beside those of the MergeCallback."""
+    found = [callback for callback in trainer.callbacks if isinstance(callback, MergeCallback)]
+    if not found:
+        found = [MergeCallback({})]
+        trainer.callbacks.insert(0, found[0])
+    found[0].mergers[adaptation.settings.label] = adaptation.merged()
+
+
+def check_name(trainer: Trainer, settings: Adaptation) -> None:
+    """Raise `SheetbendError` if a configured merge has the name of the learned one."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, MergeCallback) and settings.label in callback.mergers:
+            raise SheetbendError(
+                f"callbacks.MergeCallback has a merge {settings.label!r} already, as this adaptation is called; give "
+                "another adaptation.name"
+            )
+
+
+def checked(checkpoint: Path | str | None) -> dict[str, Any]:
+    """Return what a checkpoint of an adaptation holds; refuse one that cannot be read."""
+    if checkpoint is None:
+        return {}
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception:
+        content = None
+    if not isinstance(content, dict) or not {"state_dict", "adaptation", "global_step"} <= set(content):
+        raise SheetbendError(
+            f"checkpoint {checkpoint} is damaged or not of an adaptation; adapt again with --overwrite true"
+        )
+    return content
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)
