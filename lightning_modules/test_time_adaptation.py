@@ -41,9 +41,9 @@ class Adaptation(AdaRank):
         fraction: Share of the split that is used, chosen by the seed.
         look_every: Steps between two looks at the validation accuracy, which is drawn but never chooses anything; none:
             a tenth of all. Entropy is averaged over as many steps, and a checkpoint is written.
-        diversity: Weight in the loss of the entropy of the mean answer over a task's batch, which is subtracted, so that
-            answers do not collapse onto few classes (Liang et al., SHOT, ICML 2020, arXiv 2002.08546). 0 is AdaRank's
-            own loss. Above 0 it assumes classes that are about equally frequent, and batches that show several of them.
+        diversity: Weight of the entropy of the mean answer over a task's batch, which is subtracted from the loss, so
+            that answers do not collapse onto few classes (Liang et al., SHOT, ICML 2020, arXiv 2002.08546). 0 is
+            AdaRank's own loss. Above 0 assumes classes that are about equally frequent, several of them in a batch.
         stop: ``steps``: after all steps. ``plateau``: earlier, when twice in a row the mean entropy of such a window is
             not 1 % below the lowest before. The state reported is the one at the end.
     """
@@ -153,7 +153,7 @@ class TestTimeAdaptation(LightningModule):
         self._scores: list[Score] = []
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TestTimeAdaptation":
-        """Move or convert the model, as torch does, but keep in float32 what is learned: bfloat16 has no small steps."""
+        """Move or convert the model as torch does, but keep in float32 what is learned: bfloat16 has no small steps."""
         learned = [(parameter, parameter.data) for parameter in (self.logits, self.coefficients)]
         super()._apply(fn, recurse)
         for parameter, before in learned:
@@ -206,7 +206,7 @@ class TestTimeAdaptation(LightningModule):
         """Return the loss of one batch a task, summed; its gradient at the merged weights is in it already."""
         weights = self.merged_weights()
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        total = torch.zeros((), dtype=torch.float32, device=self.device)  # whatever the Trainer's precision
+        losses, total = torch.zeros(2, dtype=torch.float32, device=self.device)  # whatever the Trainer's precision
         for batch in batches:
             entropy, collapse = self._entropies(leaves, batch)
             loss = entropy + self.settings.diversity * collapse
