@@ -42,20 +42,20 @@ class Need:
 
     Attributes:
         user: what reads it, such as ``backbone`` or ``task mnist``.
-        place: where it is.
+        place: where it is; none: it comes with installed packages, or is made.
         splits: of a data set, the splits that are read, by the names that it has for them.
         option: with which a folder can be given in its place; none if it has none of its own.
     """
 
     user: str
-    place: Hub | HubFiles | Path
+    place: Hub | HubFiles | Path | None
     splits: tuple[str, ...] = ()
     option: str | None = None
 
     @property
     def on_hub(self) -> bool:
         """Whether it comes from the hub."""
-        return not isinstance(self.place, Path)
+        return isinstance(self.place, Hub | HubFiles)
 
 
 @dataclass(frozen=True)
@@ -93,19 +93,21 @@ def needs(model: LoRATasks, datamodule: TaskDataModule) -> list[Need]:
     for option, source in (("adapters", model.adapter_source), ("heads", getattr(model, "head_source", None))):
         found += _given(option, source, tasks)
     root = ROOT if hasattr(datamodule, "root") else None
-    users: dict[Hub | Path, dict[str, set[str]]] = {}
+    users: dict[Hub | Path | None, dict[str, set[str]]] = {}
     for task in tasks:
         try:
             datamodule.check(task)
             sources = datamodule.sources(task)
         except SheetbendError:  # it is missing, which `datamodule.missing` says
             continue
+        if not sources:
+            users.setdefault(None, {}).setdefault("", set()).add(task)
         for place, split in sources.values():
             users.setdefault(place, {}).setdefault(split, set()).add(task)
     for place, splits in users.items():
         readers = [task for task in tasks if any(task in of for of in splits.values())]
         word = "task" if len(readers) == 1 else "tasks"
-        found.append(Need(f"{word} {', '.join(readers)}", place, tuple(splits), root))
+        found.append(Need(f"{word} {', '.join(readers)}", place, tuple(filter(None, splits)), root))
     for task, path in getattr(datamodule, "split_indices", {}).items():
         found.append(Need(f"split of {task}", Path(path).expanduser()))
     return found
@@ -163,6 +165,8 @@ def find(needed: Sequence[Need], no_hub: str | None) -> list[Found]:
 
 def _find(need: Need, no_hub: str | None) -> Found:
     try:
+        if need.place is None:
+            return Found(need)
         if isinstance(need.place, Path):
             return _local(need, need.place)
         if no_hub is not None:

@@ -136,7 +136,10 @@ def _show_plan(screen: "Console", found: "Sequence[Found]") -> None:
     rows = table("what", "hub id or folder", "size", "to download", left=2)
     for one in found:
         place = one.need.place
-        where = str(place.absolute()) if isinstance(place, Path) else place.name
+        if place is None:
+            where = "comes with installed packages"
+        else:
+            where = str(place.absolute()) if isinstance(place, Path) else place.name
         state = "missing" if one.fault or one.absent else size(one.missing) if one.missing else "here"
         rows.add_row(one.need.user, where, "" if one.size is None else size(one.size), state)
     show(screen, rows)

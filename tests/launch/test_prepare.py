@@ -291,6 +291,16 @@ def test_a_local_copy_needs_no_hub(local, tmp_path, capsys):
     assert prepare(capsys, *local("mnist"))[0].endswith("ready\n")
 
 
+def test_tasks_that_come_with_packages_are_listed_too(tmp_path, tiny_clip, capsys):
+    (tmp_path / "own.yaml").write_text(
+        f"model:\n  class_path: tests.prepared_model.PreparedModel\n  init_args: {{backbone: {tiny_clip}}}\n"
+        "data:\n  class_path: tests.stand_ins.StandIns\n  init_args: {tasks: [hue, shade]}\n"
+    )
+    out, _ = prepare(capsys, "--config", str(tmp_path / "own.yaml"), "--dry-run")
+    row = next(line for line in out.splitlines() if line.startswith("tasks hue, shade"))
+    assert "installed packages" in row and row.endswith("here") and "nothing to download" in out
+
+
 def test_the_cache_of_pictures_can_be_filled(local, tmp_path, capsys):
     entries = tmp_path / "cache" / "images"
     prepare(capsys, *local("mnist"))
