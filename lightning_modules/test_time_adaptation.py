@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -21,6 +21,9 @@ from mergers.adapters.kinds import as_it_lies, as_update_lies
 from mergers.adaptive import AdaRank, KeptRanks
 from mergers.adaptive.adarank import Encode
 from mergers.models import weight_places
+
+Split = Literal["train", "val", "test"]
+Stop = Literal["steps", "plateau"]
 
 _SHORT = {"task_arithmetic": "ta", "cart": "cart", "tsv": "tsv"}
 _METHOD = {"both": "adarank", "masks": "adarank-masks", "coefficients": "adamerging"}
@@ -53,11 +56,11 @@ class Adaptation(AdaRank):
     batch_size: int = 16
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
-    adapt_on: Literal["train", "val", "test"] = "test"
+    adapt_on: Split = "test"
     fraction: float = 1.0
     look_every: int | None = None
     diversity: float = 0.0
-    stop: Literal["steps", "plateau"] = "steps"
+    stop: Stop = "steps"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +71,10 @@ class Adaptation(AdaRank):
         for beta in self.betas:
             check_number("adaptation.betas", beta, least=0, below=1)
         check_number("adaptation.diversity", self.diversity, least=0)
+        for field, choices in (("adapt_on", Split), ("stop", Stop)):
+            if getattr(self, field) not in get_args(choices):
+                known = ", ".join(get_args(choices))
+                raise SheetbendError(f"adaptation.{field} is {getattr(self, field)!r}; known: {known}")
         check_number("adaptation.fraction", self.fraction, above=0)
         if self.fraction > 1:
             raise SheetbendError(f"adaptation.fraction is {self.fraction:g}; give a share in (0, 1]")
@@ -207,24 +214,23 @@ class TestTimeAdaptation(LightningModule):
         weights = self.merged_weights()
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         losses, total = torch.zeros(2, dtype=torch.float32, device=self.device)  # whatever the Trainer's precision
-        for batch in batches:
-            entropy, collapse = self._entropies(leaves, batch)
-            loss = entropy + self.settings.diversity * collapse
-            loss.backward()
-            losses += loss.detach()
-            total += entropy.detach()
-            self.log(f"entropy/{batch.task}", entropy.detach())
+        with without_adapters(self.tester.model), replaced(self.tester.model, Variant(self.settings.label, leaves)):
+            for batch in batches:
+                entropy, collapse = self._entropies(batch)
+                loss = entropy + self.settings.diversity * collapse
+                loss.backward()
+                losses += loss.detach()
+                total += entropy.detach()
+                self.log(f"entropy/{batch.task}", entropy.detach())
         self._require_finite("entropy", total, self.global_step + 1)
         mean = total / len(batches)
         self._window.append(mean.item())
         self.log("entropy", mean, prog_bar=True)
         return _WithGradient.apply(losses, [leaf.grad for leaf in leaves.values()], *weights.values())
 
-    def _entropies(self, weights: dict[str, Tensor], batch: Any) -> tuple[Tensor, Tensor]:
+    def _entropies(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return the mean entropy of the answers to ``batch`` and minus the entropy of their mean, both scalars."""
-        variant = Variant(self.settings.label, weights)
-        with without_adapters(self.tester.model), replaced(self.tester.model, variant):
-            logits = self.tester.logits(self.tester(batch.inputs), batch.task)
+        logits = self.tester.logits(self.tester(batch.inputs), batch.task)
         log_p = logits[:, self._classes[batch.task]].float().log_softmax(-1)
         p = log_p.exp()
         return -(p * log_p).sum(-1).mean(), -torch.special.entr(p.mean(0).clamp(min=1e-12)).sum()
@@ -348,12 +354,12 @@ def on_plateau(entropies: list[float], drop: float = 0.01, patience: int = 2) ->
 
 def _present_classes(task: Any) -> list[int]:
     """Return the classes that the task's examples may have; raise where there is nothing to choose from."""
-    names = getattr(task, "class_names", None)
-    if names is None:
+    if not hasattr(task, "absent"):  # as all tasks of a classifier have it
         raise SheetbendError(
             f"task {task.name}: it has no head, its answers are words; adaptation needs classes, as image and text "
             "classifiers have them"
         )
+    names = task.class_names
     present = [index for index, name in enumerate(names) if name not in task.absent]
     if len(present) < 2:
         raise SheetbendError(
