@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
 from callbacks.results import counted
+from lightning_modules.test_time_adaptation import TestTimeAdaptation
 
 
 class PlainProgress(ProgressBar):
@@ -31,11 +32,18 @@ class PlainProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and say what is ahead."""
+        self._started = time.monotonic()
+        if isinstance(pl_module, TestTimeAdaptation):
+            settings = pl_module.settings
+            self._say(
+                f"adapting to {counted(len(pl_module.task_names), 'task')}: {counted(settings.steps, 'step')}, each of "
+                f"{counted(settings.batch_size, 'example')} a task"
+            )
+            return
         tasks = len(getattr(pl_module, "task_names", ())) or 1
         turns = counted(tasks, "task") + (" in turn" if tasks > 1 else "")
         batches = trainer.num_training_batches
         self._say(f"training {turns}, {counted(batches, 'batch', 'batches')} an epoch")
-        self._started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how far training has come."""
@@ -43,10 +51,13 @@ class PlainProgress(ProgressBar):
         names = [name for name in metrics if name.startswith("val_") and "/" in name]
         scores = "  ".join(f"{name.partition('/')[2]} {100 * float(metrics[name]):.1f}" for name in names)
         measure = "accuracy" if all(name.startswith("val_accuracy/") for name in names) else "score"
-        epochs = f"/{trainer.max_epochs}" if trainer.max_epochs not in (None, -1) else ""
+        if isinstance(pl_module, TestTimeAdaptation):
+            done = f"step {trainer.global_step}/{pl_module.settings.steps}  entropy {pl_module.entropy:.4f}  "
+        else:
+            epochs = f"/{trainer.max_epochs}" if trainer.max_epochs not in (None, -1) else ""
+            done = f"epoch {trainer.current_epoch + 1}{epochs}  step {trainer.global_step}  "
         self._say(
-            f"epoch {trainer.current_epoch + 1}{epochs}  step {trainer.global_step}  "
-            f"{time.monotonic() - self._started:.0f} s  validation {measure} (%): {scores or 'not measured'}"
+            f"{done}{time.monotonic() - self._started:.0f} s  validation {measure} (%): {scores or 'not measured'}"
         )
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

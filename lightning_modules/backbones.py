@@ -108,13 +108,14 @@ def base_name(name: str) -> str:
 def load_pretrained(loader: Callable[..., Any], name: str, **options: Any) -> Any:
     """Call ``loader`` (some ``from_pretrained``) for ``name``; say in one line what is missing or damaged if it fails.
 
-    What ``loader`` says against a whole model, such as that it is of another kind, is left to the caller.
+    What ``loader`` says against a whole model, such as that it is of another kind, is left to the caller. Code that
+    comes with a model is never run.
     """
     source = locate(name)
     on_hub = not Path(source).is_dir()
     try:
         with _quiet(), asked_if_it_answers() if on_hub else contextlib.nullcontext():
-            return loader(source, **options)
+            return loader(source, trust_remote_code=False, **options)
     except Exception as error:
         _check_settings(name)
         if not isinstance(error, _UNREADABLE):

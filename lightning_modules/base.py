@@ -242,7 +242,7 @@ class LoRATasks(VariantTester):
         for name, total in totals.items():
             if total <= warmup[name]:
                 rank_zero_warn(
-                    f"task {name}: {total} steps in all, warmup_steps is {warmup[name]}: its learning rate "
+                    f"task {name}: warmup_steps is {warmup[name]}, and the steps in all are {total}: its learning rate "
                     "never reaches its peak"
                 )
         groups = [{"params": list(self.task_parameters(name).values()), "name": name} for name in self.task_names]

@@ -22,6 +22,7 @@ from lightning_modules.backbones import (
     checkpoint_activations,
     content_key,
     load_pretrained,
+    locate,
     source,
 )
 from lightning_modules.text_heads import TextEncoder
@@ -210,7 +211,10 @@ def _image_processor(name: str) -> dict[str, Any]:
     try:
         processor = load_pretrained(AutoImageProcessor.from_pretrained, name).to_dict()
     except (ValueError, TypeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:150]
+        bare = Path(locate(name)).is_dir() and not (Path(locate(name)) / "preprocessor_config.json").is_file()
+        if isinstance(error, SheetbendError) and not bare:
+            raise
+        reason = "no such file" if bare else " ".join(str(error).split())[:150]
         raise SheetbendError(
             f"backbone {name!r} has no image processor ({reason}); give a model of images with its "
             "preprocessor_config.json"

@@ -245,7 +245,7 @@ class TestTimeAdaptation(LightningModule):
         for name in ("logits", "coefficients"):  # a mask that is infinite has no gradient, and no effect on the entropy
             self._require_finite(f"sum of the {name}", getattr(self, name).detach().sum(), self.global_step)
         if self._window:
-            mean = torch.tensor(sum(self._window) / len(self._window), device=self.device)
+            mean = torch.tensor(self.entropy, device=self.device)
             self.entropies.append(float(self.trainer.strategy.reduce(mean, reduce_op="mean")))
             self._window = []
         self._stop_on_plateau()
@@ -256,6 +256,11 @@ class TestTimeAdaptation(LightningModule):
                 f"adaptation: the {name} is {value.item()} at step {step}; give a smaller adaptation.learning_rate "
                 f"than {self.settings.learning_rate:g}"
             )
+
+    @property
+    def entropy(self) -> float:
+        """The mean entropy of the window that is being filled, on this process; nan before its first step."""
+        return sum(self._window) / len(self._window) if self._window else math.nan
 
     def _stop_on_plateau(self) -> None:
         if self.settings.stop == "plateau" and on_plateau(self.entropies):

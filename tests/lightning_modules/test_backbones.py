@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_downloads_keep_the_bars_that_the_hub_shows(tiny_clip, hidden):
 
     (disable_progress_bars if hidden else enable_progress_bars)()
     try:
-        seen = load_pretrained(lambda source: are_progress_bars_disabled(), tiny_clip)
+        seen = load_pretrained(lambda source, **_: are_progress_bars_disabled(), tiny_clip)
         assert seen is hidden and are_progress_bars_disabled() is hidden
     finally:
         enable_progress_bars()
@@ -129,3 +130,24 @@ def test_content_key_of_a_hub_model_is_its_revision(tmp_path, monkeypatch):
     # Unknown revisions are never taken for each other.
     monkeypatch.setattr("lightning_modules.backbones.try_to_load_from_cache", lambda *_: None)
     assert content_key("owner/model") != content_key("owner/model")
+
+
+@pytest.mark.parametrize("kind", [image_backbone, SequenceClassifier, TextGenerator, load_tokenizer])
+def test_code_that_comes_with_a_model_is_never_run(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers would ask
+    marker = tmp_path / "ran"
+    folder = tmp_path / "model"
+    folder.mkdir()
+    code = f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n"
+    (folder / "theirs.py").write_text(f"{code}from transformers import PretrainedConfig as Config\n")
+    places = {"AutoConfig": "theirs.Config", "AutoTokenizer": ["theirs.Tokenizer", None]}
+    (folder / "config.json").write_text(json.dumps({"model_type": "theirs", "auto_map": places}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Theirs", "auto_map": places}))
+
+    def load():
+        made = kind(str(folder))
+        if isinstance(made, SequenceClassifier | TextGenerator):
+            made.build_backbone()
+
+    refused(load, f"backbone {str(folder)!r}")
+    assert not marker.exists()
