@@ -1,6 +1,8 @@
 """One run of one contender, in a process of its own, and the comparison of two results."""
 
 import contextlib
+import ctypes
+import json
 import os
 import resource
 import shutil
@@ -23,6 +25,10 @@ if TYPE_CHECKING:  # the process that times the command line imports torch only 
 Updates: TypeAlias = "dict[str, Delta]"
 
 MB = 10**6
+
+CHILD = "_child"
+_ROOT = Path(__file__).resolve().parents[1]
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass
@@ -59,6 +65,40 @@ def peak_memory(children: bool = False) -> float:
                 return int(line.split()[1]) * 1024 / MB
     usage = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF)
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MB
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` start from what is resident now, where the system can do that: Linux can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def give_back() -> None:
+    """Let malloc return what is free to the system, where the C library can do that: glibc can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def in_new_process(script: Path, specification: dict[str, Any], threads: int, timeout: float) -> dict[str, Any]:
+    """Run ``script`` with `CHILD` and a specification in a new process, and return what it says, or ``error``.
+
+    Args:
+        script: Prints one line of JSON at its end.
+        specification: What it is to do.
+        threads: Of OpenMP and BLAS.
+        timeout: Seconds after which it is given up.
+    """
+    environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads)), "PYTHONPATH": str(_ROOT)}
+    command = [sys.executable, str(script), CHILD, json.dumps(specification)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return {"error": f"given up after {timeout:g} s"}
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        killed = f"killed by signal {-done.returncode}" if done.returncode < 0 else "failed"
+        return {"error": f"{killed}: {lines[-1]}" if lines else killed}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _cpu_seconds() -> float:

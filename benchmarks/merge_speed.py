@@ -15,11 +15,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a tool of the repository: importable without being installed
 
 from benchmarks import tables  # noqa: E402
-from benchmarks.measure import Record, relative_error, run_contender, whole_file, write_adapters  # noqa: E402
+from benchmarks.measure import (  # noqa: E402
+    CHILD,
+    Record,
+    in_new_process,
+    relative_error,
+    run_contender,
+    whole_file,
+    write_adapters,
+)
 from benchmarks.works import CLONES, LABELS, WORKS, Work  # noqa: E402
-
-_CHILD = "_child"
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -94,20 +99,8 @@ class Bench:
 
     def child(self, task: str, **arguments: Any) -> dict[str, Any]:
         """Run one task of `child_main` in a new process and return what it says."""
-        environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(self.threads)), "PYTHONPATH": str(ROOT)}
-        specification = json.dumps({"task": task, "root": str(self.root), **arguments})
-        command = [sys.executable, str(Path(__file__).resolve()), _CHILD, specification]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, env=environment, timeout=self.timeout
-            )
-        except subprocess.TimeoutExpired:
-            return {"error": f"given up after {self.timeout:g} s"}
-        if done.returncode:
-            lines = done.stderr.strip().splitlines()
-            killed = f"killed by signal {-done.returncode}" if done.returncode < 0 else "failed"
-            return {"error": f"{killed}: {lines[-1]}" if lines else killed}
-        return json.loads(done.stdout.splitlines()[-1])
+        specification = {"task": task, "root": str(self.root), **arguments}
+        return in_new_process(Path(__file__).resolve(), specification, self.threads, self.timeout)
 
     def measure(self, work: Work, contender: str, runs: int) -> tables.Row:
         """Run one contender ``runs`` times; its first result is kept for `compare`."""
@@ -246,7 +239,7 @@ def write_json(path: Path, facts: dict[str, Any], rows: list[tables.Row]) -> Non
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == [_CHILD]:
+    if sys.argv[1:2] == [CHILD]:
         print(json.dumps(child_main(json.loads(sys.argv[2]))))
     else:
         try:
