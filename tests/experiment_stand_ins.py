@@ -1,6 +1,7 @@
 """What the published experiments need, made small: backbones, data in the hub's format, published weights."""
 
 import json
+from pathlib import Path
 
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
@@ -22,6 +23,7 @@ from tests.lightning_modules.text_backbones import save_model
 from tests.text_stand_ins import WORDS
 
 COUNT = 20  # examples of a split
+TINY_CLIP = str(Path(__file__).resolve().parents[1] / "lightning_modules" / "base_models" / "tiny-clip")
 
 
 def write_images(root, task):
