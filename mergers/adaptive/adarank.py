@@ -12,10 +12,10 @@ from torch import Tensor
 from mergers.adapters.checks import align, check_same_base
 from mergers.adaptive.decompose import Decomposition, SpaceName, Start
 from mergers.adaptive.kept import KeptRanks
-from mergers.adaptive.parts import MaskedPart, Part, WholePart
+from mergers.adaptive.parts import MaskedPart, OriginPart, Part, WholePart
 from mergers.errors import SheetbendError
 from mergers.merged import MergedAdapter
-from mergers.methods.base import are_low_rank
+from mergers.methods.base import are_low_rank, weighted_sum
 from mergers.parallel import map_modules
 from mergers.spaces.base import Encoded
 from mergers.updates import Adapter, Update
@@ -61,8 +61,8 @@ class AdaRank:
         temperature: Of the sigmoid through which the masks' gradient passes; the logits begin at 0.1 and -0.1.
         masked: Regular expression that finds the names of dense updates whose directions get masks; low-rank ones
             always do.
-        leave_out: Regular expression that finds the names of modules that keep the base model's weights, such as
-            ``embed`` for the token embeddings of a language model.
+        leave_out: Regular expression that finds the names of modules in which nothing is learned, such as ``embed`` for
+            the token embeddings of a language model. They keep the base model's weights; with ``cart``, their mean.
 
     >>> str(AdaRank("cart", learn="masks"))
     'AdaRank(cart), masks learned'
@@ -130,14 +130,17 @@ class AdaRank:
         """
         adapters = align(adapters)
         check_same_base(adapters)
-        modules = [name for name in adapters[0] if not (self.leave_out and re.search(self.leave_out, name))]
-        if not modules:
+        left_out = [name for name in adapters[0] if self.leave_out and re.search(self.leave_out, name)]
+        if len(left_out) == len(adapters[0]):
             raise SheetbendError(f"AdaRank leave_out {self.leave_out!r} leaves nothing to merge; make it narrower")
+        modules = [name for name in adapters[0] if self.start == "cart" or name not in left_out]
         encode = encode or self.decomposition.encode
 
         def part(module: str) -> Part:
             updates = [adapter[module].load() for adapter in adapters]
             low_rank = are_low_rank(updates)
+            if module in left_out:
+                return OriginPart(weighted_sum(updates, [1 / len(updates)] * len(updates)), len(updates))
             if len(updates[0].shape) != 2 or not (low_rank or re.search(self.masked, module)):
                 return WholePart.of(updates, around_mean=self.start == "cart")
             if self.space == "knots" and not low_rank:

@@ -151,3 +151,37 @@ class WholePart(Part):
     def to(self, device: torch.device | str) -> "WholePart":
         """Return the part on ``device``."""
         return WholePart(self.deltas.to(device), None if self.mean is None else self.mean.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class OriginPart(Part):
+    """A weight that stays at the origin, with nothing to learn.
+
+    Attributes:
+        mean: of the updates.
+        tasks: how many there are.
+    """
+
+    mean: Update
+    tasks: int
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Zeros: it has no directions."""
+        return (0,) * self.tasks
+
+    def origin(self, base: Tensor) -> Tensor:
+        """Return the base weight with the mean."""
+        return base + self.mean.dense().to(base.device)
+
+    def weight(self, origin: Tensor, logits: Tensor, coefficients: Tensor, temperature: float) -> Tensor:
+        """Return ``origin``."""
+        return origin
+
+    def update(self, logits: Tensor, coefficients: Tensor) -> Update:
+        """Return the mean."""
+        return self.mean
+
+    def to(self, device: torch.device | str) -> "OriginPart":
+        """Return the part itself: the mean is read once, for the origin."""
+        return self

@@ -149,11 +149,13 @@ def test_knots_directions_are_rows_of_the_shared_coordinates(start):
         torch.testing.assert_close(ours[module], encoded.left @ total, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("settings", [AdaRank(), AdaRank("cart"), AdaRank("tsv"), AdaRank("cart", "knots")], ids=str)
-@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "dense"),
+    [(AdaRank(start), dense) for start in ("task_arithmetic", "cart", "tsv") for dense in (False, True)]
+    + [(AdaRank("cart", "knots"), False), (AdaRank("cart", leave_out="layers.1"), False)],
+    ids=str,
+)
 def test_the_merge_in_the_end_is_the_one_that_was_learned(settings, dense):
-    if dense and settings.space == "knots":
-        pytest.skip("for LoRA adapters alone")
     merge = settings.prepare(dense_adapters() if dense else random_adapters(3, ranks=2))
     logits, coefficients = random_state(merge)
     merged = merge.merged(logits, coefficients)
@@ -215,8 +217,16 @@ def test_what_is_masked_and_what_keeps_the_base():
         "embeddings.word_embeddings": False,
     }
     assert {name: bool(re.search(MASKED, name)) for name in names} == names
-    merge = AdaRank(leave_out="embed|norm").prepare(dense_adapters())
+    adapters = dense_adapters()
+    merge = AdaRank(leave_out="embed|norm").prepare(adapters)
     assert list(merge.parts) == ["h.0.attn.q", "h.0.mlp.fc"]
+    around_mean = AdaRank("cart", leave_out="embed|norm").prepare(adapters)
+    logits, coefficients = random_state(around_mean)
+    deltas, merged = merged_deltas(around_mean, logits, coefficients), around_mean.merged(logits, coefficients)
+    for name in ("embed", "h.0.norm"):
+        mean = sum(adapter[name].dense() for adapter in adapters) / 3
+        torch.testing.assert_close(deltas[name], mean)
+        torch.testing.assert_close(merged[name].dense(), mean)
 
 
 @pytest.mark.parametrize(
