@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import TaskDataModule
 from datamodules.tasks import Split, TaskBatch
-from datamodules.turns import EvalSampler, ResumableSampler, TaskOrder, TurnLoader
+from datamodules.turns import EvalSampler, ResumableSampler, TaskOrder
 from mergers.errors import SheetbendError
 from mergers.seeding import derive_generator
 
@@ -25,6 +25,9 @@ class StepSampler(ResumableSampler):
         steps: in an epoch.
         rank: of this process among ``world``; each takes every ``world``-th batch of a task.
         world: number of processes.
+
+    Attributes:
+        given: steps that have been handed out since the beginning.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class StepSampler(ResumableSampler):
     ):
         super().__init__()
         self.orders, self.examples, self.steps, self.rank, self.world = orders, examples, steps, rank, world
+        self.given = 0
 
     def __len__(self) -> int:
         """Return the number of steps."""
@@ -44,11 +48,33 @@ class StepSampler(ResumableSampler):
 
     def __iter__(self) -> Iterator[StepKey]:
         """Yield the keys of one epoch, or those that an interrupted one has left."""
-        for position in range(self.start, self.steps):
-            number = (self.epoch * self.steps + position) * self.world + self.rank
+        for step in range(self.given, (self.given // self.steps + 1) * self.steps):
+            number = step * self.world + self.rank
             yield tuple(
                 (task, self.examples[task][order.batch(number)].tolist()) for task, order in self.orders.items()
             )
+
+
+class StepLoader(DataLoader):
+    """A loader over a `StepSampler` that a checkpoint can resume, in the middle of an epoch too.
+
+    It counts steps itself: where a run whose length is given in steps resumes at the end of an epoch, Lightning counts
+    that epoch twice.
+    """
+
+    def __iter__(self) -> Iterator[tuple[TaskBatch, ...]]:
+        """Yield the batches of one epoch; nothing is drawn before the first is asked for."""
+        for batches in super().__iter__():
+            self.sampler.given += 1
+            yield batches
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many steps have been handed out."""
+        return {"given": self.sampler.given}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on after them."""
+        self.sampler.given = state_dict["given"]
 
 
 class StepDataset(Dataset[tuple[TaskBatch, ...]]):
@@ -126,7 +152,7 @@ class UnlabelledBatches(LightningDataModule):
         }
         batches = self.steps * (self.trainer.accumulate_grad_batches if self.trainer else 1)
         sampler = StepSampler(orders, self.examples, batches, *self._place())
-        return TurnLoader(
+        return StepLoader(
             StepDataset(self.splits),
             sampler=sampler,
             batch_size=None,
@@ -135,11 +161,11 @@ class UnlabelledBatches(LightningDataModule):
         )
 
     def val_dataloader(self) -> list[DataLoader]:
-        """Return one loader a task, of this process's share of the batches."""
+        """Return one loader a task, of this process's share of the examples."""
         return [self._share(loader) for loader in self.datamodule.val_dataloader()]
 
     def test_dataloader(self) -> list[DataLoader]:
-        """Return one loader a task, of this process's share of the batches."""
+        """Return one loader a task, of this process's share of the examples."""
         return [self._share(loader) for loader in self.datamodule.test_dataloader()]
 
     def _place(self) -> tuple[int, int]:
@@ -151,8 +177,12 @@ class UnlabelledBatches(LightningDataModule):
         if world == 1:
             return loader
         whole = loader.sampler
-        keys = list(range(0, len(whole.order), whole.batch_size))[rank::world]
-        order = [index for start in keys for index in whole.order[start : start + whole.batch_size]]
+        if len(whole.order) < world:
+            raise SheetbendError(
+                f"task {whole.task}: {len(whole.order)} examples are too few for {world} processes; give fewer devices"
+            )
+        # Every process gets some of each task: one without any would not take part where scores are gathered.
+        order = whole.order[rank::world]
         return DataLoader(
             loader.dataset,
             sampler=EvalSampler(whole.task, order, whole.batch_size),

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks import MergeCallback
+from callbacks.merge import RESERVED
 from datamodules import TaskDataModule
 from datamodules.unlabelled import UnlabelledBatches
 from lightning_modules import LoRATasks
@@ -74,13 +75,13 @@ def add_to_test(trainer: Trainer, adaptation: TestTimeAdaptation) -> None:
 
 
 def check_name(trainer: Trainer, settings: Adaptation) -> None:
-    """Raise `SheetbendError` if a configured merge has the name of the learned one."""
-    for callback in trainer.callbacks:
-        if isinstance(callback, MergeCallback) and settings.label in callback.mergers:
-            raise SheetbendError(
-                f"callbacks.MergeCallback has a merge {settings.label!r} already, as this adaptation is called; give "
-                "another adaptation.name"
-            )
+    """Raise `SheetbendError` if the name of the learned merge stands for something else."""
+    taken = {name for one in trainer.callbacks if isinstance(one, MergeCallback) for name in one.mergers}
+    if settings.label in (*RESERVED, *taken):
+        what = "callbacks.MergeCallback has a merge of this name" if settings.label in taken else ", ".join(RESERVED)
+        raise SheetbendError(
+            f"adaptation.name {settings.label!r} stands for something else ({what}); give another adaptation.name"
+        )
 
 
 def checked(checkpoint: Path | str | None) -> dict[str, Any]:

@@ -50,6 +50,10 @@ def one_line(message: str, known: Iterable[str] = (), place: str = "", lacking: 
     required = re.search(r"the following arguments are required: (.*)", message)
     if required:
         return f"{prefix}{required[1]} missing or null; give it, or a configuration that has it: --config FILE"
+    choices = re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", message)
+    if choices:
+        known_values = choices[1].replace("'", "")
+        return f"{prefix}expected one of {known_values}, not {choices[2]!r}"
     return re.sub(r"\s+", " ", message.removeprefix("error:")).strip()
 
 

@@ -223,13 +223,17 @@ class SheetbendCLI(LightningCLI):
         options, settings, folder = self.config[self.subcommand], self.adaptation, self.output
         overwrite, options["overwrite"] = options["overwrite"], False
         adaptation.check_name(self.trainer, settings)
+        if overwrite:
+            self._refuse_own_inputs(ckpt_path, model.adapter_source)
         checkpoint = ckpt_path
         if checkpoint is None and not overwrite and not self.trainer.fast_dev_run:
             dumped = yaml.safe_load(self._parser(self.subcommand).dump(options, skip_none=False))
             checkpoint = resume_point(folder, dumped, ADAPTATION_SETTINGS)
-        adaptation.checked(checkpoint)
+        content = adaptation.checked(checkpoint)
         self._prepare(model, datamodule, fresh=False)
         module, data = adaptation.prepared(model, datamodule, settings)
+        if content:
+            module.check(content)
         if overwrite and not self.trainer.fast_dev_run:
             clear(folder)
         if checkpoint is not None and self.trainer.is_global_zero:
@@ -243,7 +247,7 @@ class SheetbendCLI(LightningCLI):
         """Refuse to replace a run by what it would be made from."""
         sources = list(adapters.values()) if isinstance(adapters, dict) else [adapters]
         for source in (source for source in (ckpt_path, *sources) if source is not None):
-            if Path(source).resolve().is_relative_to(self.folder.resolve()):
+            if Path(source).resolve().is_relative_to(self.output.resolve()):
                 raise SheetbendError(
                     f"--overwrite true would remove {source}, which this run starts from; give another "
                     "--trainer.default_root_dir"

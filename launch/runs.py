@@ -86,20 +86,21 @@ def resume_point(folder: Path, config: dict[str, Any], flags: Collection[str] = 
         SheetbendError: the folder holds a run with other settings.
     """
     checkpoint = folder / CHECKPOINT
+    elsewhere = "--adaptation.name" if flags == ADAPTATION_SETTINGS else "--trainer.default_root_dir"
     if not any((folder / name).exists() for name in (CHECKPOINT, "adapters", "results.json")):
         return None
     saved_file = folder / "config.yaml"
     if not saved_file.is_file():
         raise SheetbendError(
-            f"{folder} holds results, but no config.yaml of a fit; give another --trainer.default_root_dir, or "
-            "--overwrite true to replace them"
+            f"{folder} holds results, but no config.yaml of its run; give another {elsewhere}, or --overwrite true to "
+            "replace them"
         )
     try:
         content = yaml.safe_load(saved_file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         content = None
     if not isinstance(content, dict):
-        raise SheetbendError(f"{saved_file} is damaged; give another --trainer.default_root_dir, or --overwrite true")
+        raise SheetbendError(f"{saved_file} is damaged; give another {elsewhere}, or --overwrite true")
     saved = training_settings(content, flags)
     given = training_settings(config, flags)
     changed = [key for key in {**saved, **given} if saved.get(key) != given.get(key)]
@@ -108,7 +109,7 @@ def resume_point(folder: Path, config: dict[str, Any], flags: Collection[str] = 
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise SheetbendError(
             f"{folder} holds a run with other settings ({key}: {saved.get(key)} there, {given.get(key)} now{more}); "
-            "give another --trainer.default_root_dir, or --overwrite true to replace that run"
+            f"give another {elsewhere}, or --overwrite true to replace that run"
         )
     return checkpoint if checkpoint.is_file() else None
 

@@ -78,7 +78,7 @@ def load_full_checkpoint(
     Args:
         source: what `mergers.load_difference` reads.
         task: name of the task.
-        backbone: the model before fine-tuning, bare; its parameters are kept, not copied.
+        backbone: the model before fine-tuning; its parameters are kept, not copied, and adapters in it passed over.
         base_name: its name.
         head: name of the head that was taken off the backbone; its tensors go to ``heads``.
         modules: names of the modules to keep, as adapters have them; all if none.
@@ -88,7 +88,9 @@ def load_full_checkpoint(
     """
     stored = stored_tensors(source)
     label = str(source)
-    parameters = dict(backbone.named_parameters())
+    held = {name: value for name, value in backbone.named_parameters() if ".lora_" not in name}
+    places = {_bare(name): name for name in held}
+    parameters = {name: held[place] for name, place in places.items()}
     way = _renaming(parameters, stored, label, backbone)
     found = {name: stored[way(name)] for name in parameters if name.startswith(way.strip) and way(name) in stored}
     notes = _left_alone(parameters, found, label, base_name)
@@ -107,7 +109,7 @@ def load_full_checkpoint(
                 f"checkpoint {label}: {way(name)} is {part.dtype} {part.shape}, but {base_name} has "
                 f"{tuple(parameters[name].shape)}; give a checkpoint of this backbone"
             )
-        owner = backbone.get_submodule(name.rpartition(".")[0])
+        owner = backbone.get_submodule(places[name].rpartition(".")[0])
         pair = (part, Held(parameters[name]))
         if name.endswith("weight") and type(owner).__name__ == "Conv1D":
             pair = tuple(_Turned(one) for one in pair)
@@ -122,6 +124,11 @@ def load_full_checkpoint(
     dtypes = (FLOATING[part.dtype] for part in found.values())
     metadata = facts_without_config(dtypes, kinds, label) | ({"notes": notes} if notes else {})
     return Adapter(updates, name=task, base_model=base_name, metadata=metadata, heads=heads)
+
+
+def _bare(name: str) -> str:
+    """Return the name that a parameter of a PEFT model has in the bare backbone."""
+    return name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
 
 
 def _renaming(
@@ -208,8 +215,8 @@ def write_model(model: "PeftModel | Unadapted", weights: Mapping[str, Tensor], f
     """
     backbone = model.get_base_model()
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers()), **weights}
-    own = {name.removeprefix(PEFT_PREFIX).replace(".base_layer.", "."): tensor for name, tensor in tensors.items()}
-    kept = set(backbone.state_dict()) | {name.replace(".base_layer.", ".") for name in backbone.state_dict()}
+    own = {_bare(name): tensor for name, tensor in tensors.items()}
+    kept = set(map(_bare, backbone.state_dict()))
     state = {name: tensor.detach() for name, tensor in own.items() if name in kept and ".lora_" not in name}
     write_safetensors(state, folder / "model.safetensors")
     if isinstance(getattr(backbone, "config", None), PretrainedConfig):

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
 
@@ -91,7 +91,8 @@ class Meter:
 
     def scores(self) -> list[Score]:
         """Return what was measured, in the order in which it first came up; joint metrics over all examples last."""
-        scores = [Score(*key, float(metric.compute()), self._seen[key]) for key, metric in self._metrics.items()]
+        seen = self._seen_by_all()
+        scores = [Score(*key, float(metric.compute()), seen[key]) for key, metric in self._metrics.items()]
         pooled: dict[tuple[str, str], tuple[float, int]] = {}
         for score in scores:
             if score.joint:
@@ -100,6 +101,15 @@ class Meter:
         return scores + [
             Score(variant, "all", name, hits / count, count) for (variant, name), (hits, count) in pooled.items()
         ]
+
+    def _seen_by_all(self) -> dict[tuple[str, str, str], int]:
+        """Return the examples that all processes together have seen; metrics gather their own states."""
+        if not self._metrics or not (distributed.is_available() and distributed.is_initialized()):
+            return self._seen
+        device = next(iter(self._metrics.values())).device
+        total = torch.tensor([self._seen[key] for key in self._metrics], device=device)
+        distributed.all_reduce(total)
+        return dict(zip(self._metrics, total.tolist(), strict=True))
 
 
 class Evaluator(Meter):

@@ -312,6 +312,12 @@ class TestTimeAdaptation(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the windows where the checkpoint left them; refuse one of another merge."""
+        self.check(checkpoint)
+        saved = checkpoint["adaptation"]
+        self.entropies, self._window = list(saved["entropies"]), list(saved["window"])
+
+    def check(self, checkpoint: dict[str, Any]) -> None:
+        """Raise `SheetbendError` if a checkpoint is not of these settings and adapters, as far as it tells."""
         saved = checkpoint.get("adaptation", {})
         if saved.get("tasks") != self.task_names or saved.get("modules") != list(self.merge.parts):
             raise SheetbendError(
@@ -330,7 +336,6 @@ class TestTimeAdaptation(LightningModule):
                 f"checkpoint is of other adapters: that of {changed[0]} has changed since; give --overwrite true to "
                 "begin again, or another adaptation.name"
             )
-        self.entropies, self._window = list(saved["entropies"]), list(saved["window"])
 
 
 class _WithGradient(torch.autograd.Function):
