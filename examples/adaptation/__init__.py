@@ -1,0 +1,1 @@
+"""Learned merges beside static ones on the quickstart tasks."""
