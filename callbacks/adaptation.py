@@ -51,7 +51,8 @@ class AdaptationCheckpoint(Callback):
         with atomic_write(folder / LEARNED_FILE) as temporary:
             learned = {"logits": pl_module.logits, "coefficients": pl_module.coefficients}
             names = {"modules": list(pl_module.merge.parts), "tasks": pl_module.task_names}
-            write_safetensors(learned, temporary, {"format": "pt", "names": json.dumps(names)})
+            # One entry of metadata: safetensors writes several in an order of its own, which changes.
+            write_safetensors(learned, temporary, {"names": json.dumps(names)})
         if kept.modules:
             with atomic_write(folder / KEPT_FILE) as temporary:
                 temporary.write_text(csv_text(("module", "task", "kept", "directions"), kept.rows()), encoding="utf-8")

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launch.cli import main
@@ -71,13 +70,8 @@ def test_a_learned_merge_is_tested_beside_the_others_and_gone_on_with(run, capsy
         printed = capsys.readouterr().out
         going_on = f"going on from: {folder / 'checkpoints' / 'last.ckpt'}" in printed
         assert going_on is not bool(more) and "adarank-ta" in printed and "Traceback" not in printed
-        learned.append((numbers(folder), load_file(folder / "learned.safetensors")))
-    for scores, tensors in learned[1:]:  # done already, and begun again, beside what was gone on with
-        assert scores == learned[0][0]
-        assert {name: float((t - learned[0][1][name]).abs().max()) for name, t in tensors.items()} == {
-            "logits": 0.0,
-            "coefficients": 0.0,
-        }
+        learned.append((numbers(folder), (folder / "learned.safetensors").read_bytes()))
+    assert learned[1:] == learned[:1] * 2  # done already, and begun again, beside what was gone on with
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {"config.yaml", "checkpoints/last.ckpt", "report.md", "results.json", "history.csv"} <= names
     assert {"merged/adapter_model.safetensors", "learned.safetensors", "kept_rank.csv", "plots/kept_rank.png"} <= names
