@@ -52,8 +52,9 @@ class AdaRank:
             it. ``tsv``: the sum of each task's largest directions, made orthonormal over all tasks (TSV-M).
         space: ``full``, or ``knots``, in which the tasks share left singular vectors and each has a mask on them;
             for LoRA adapters.
-        coefficient: What all c_i begin with; none: 0.3 for task_arithmetic, 2.3 for cart, 1 for tsv. Vectors, which
-            have no directions, begin as the merge of that name has them.
+        coefficient: What all c_i begin with; none: 0.3 for task_arithmetic, 2.3 for cart, 1 for tsv. What has no
+            masks begins as the sum of the updates, times the coefficient, for task_arithmetic; as their mean for cart;
+            as their mean, times it, for tsv.
         rank_ratio: Share of each task's directions whose mask begins on, the largest first, at least one; none:
             0.16 for cart, else 1. The directions of a full-rank update are min(out, in); of a LoRA update of rank r
             they are r, and those of cart, or in KnOTS space, as many as all updates together have.
@@ -149,7 +150,13 @@ class AdaRank:
                 )
             return MaskedPart.of(encode(updates), len(updates), low_rank)
 
-        return AdaptiveMerge(self, adapters, dict(zip(modules, map_modules(part, modules), strict=True)))
+        parts = dict(zip(modules, map_modules(part, modules), strict=True))
+        if self.learn != "coefficients" and not any(isinstance(one, MaskedPart) for one in parts.values()):
+            raise SheetbendError(
+                f"AdaRank masked {self.masked!r} finds no matrix whose directions could have masks; mend it, or give "
+                "learn coefficients"
+            )
+        return AdaptiveMerge(self, adapters, parts)
 
     @property
     def decomposition(self) -> Decomposition:

@@ -25,15 +25,13 @@ class Decomposition:
 
     Attributes:
         start: ``task_arithmetic``: the SVD of each update. ``cart``: that of each update minus their mean. ``tsv``: the
-            largest of the first, with the vectors of all tasks brought to orthonormality as in TSV-M.
+            largest min(out, in) / T of the first, with the vectors of all tasks brought to orthonormality as in TSV-M.
         space: ``full``, or ``knots``: all tasks share the columns of U in KnOTS space, and task i's direction j is
             U_j times row j of its coordinates.
-        rank_ratio: of ``tsv``: the share of min(out, in) that a task keeps; none: 1 / T.
     """
 
     start: Start
     space: SpaceName = "full"
-    rank_ratio: float | None = None
 
     #: Whether a decomposition takes work that is worth keeping.
     costly: ClassVar[bool] = True
@@ -56,8 +54,7 @@ class Decomposition:
         return Encoded([*map(_directions, parts), DenseUpdate(mean.float())], left, right)
 
     def _whitened(self, updates: Sequence[Update]) -> Encoded:
-        size = min(updates[0].shape)
-        kept = max(1, size // len(updates) if self.rank_ratio is None else int(self.rank_ratio * size))
+        kept = max(1, min(updates[0].shape) // len(updates))
         parts = [SVD(svd.U[:, :kept], svd.s[:kept], svd.Vh[:kept]) for svd in map(support, updates)]
         counts = [len(svd.s) for svd in parts]
         U = nearest_orthonormal(torch.cat([svd.U for svd in parts], dim=1)).split(counts, dim=1)
