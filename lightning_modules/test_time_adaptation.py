@@ -3,7 +3,6 @@
 import math
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -156,15 +155,22 @@ class TestTimeAdaptation(LightningModule):
         self._window: list[float] = []
         self._parts: dict[str, Any] = {}
         self._origins: dict[str, Tensor] = {}
+        # Before the Trainer converts the base, from which those of full checkpoints differ.
+        self._hashes = {adapter.name: adapter.content_hash() for adapter in self.merge.adapters}
+        self._scaler: Any = None  # of losses, with precision 16-mixed
         self._variant: Variant | None = None
         self._scores: list[Score] = []
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TestTimeAdaptation":
-        """Move or convert the model as torch does, but keep in float32 what is learned: bfloat16 has no small steps."""
+        """Move or convert the model as torch does, but keep in float32 what is learned: bfloat16 has no small steps.
+
+        What the weights are made of is let go; the next use brings it to where the model is then.
+        """
         learned = [(parameter, parameter.data) for parameter in (self.logits, self.coefficients)]
         super()._apply(fn, recurse)
         for parameter, before in learned:
             parameter.data = before.to(parameter.device)
+        self._parts, self._origins = {}, {}
         return self
 
     # The merged weights.
@@ -173,12 +179,12 @@ class TestTimeAdaptation(LightningModule):
         """Bring to the device what the weights are made of."""
         self.tester.eval()
         parameters = dict(self.tester.model.named_parameters(remove_duplicate=False))
-        self._parts = {module: part.to(self.device) for module, part in self.merge.parts.items()}
-        for module, part in self._parts.items():
+        for module, part in self.merge.parts.items():
             place = self._places[module]
             base = parameters[place.parameter].detach().float()
             lying = as_update_lies(base, self._shapes[module], place.kind, place.transposed)
             self._origins[module] = part.origin(lying)
+            self._parts[module] = part.beyond_origin().to(self.device)
 
     def merged_weights(self) -> dict[str, Tensor]:
         """Return the weights that the merge changes, by parameter name, differentiable in masks and coefficients."""
@@ -207,18 +213,21 @@ class TestTimeAdaptation(LightningModule):
     def on_fit_start(self) -> None:
         """Bring to the device what the weights are made of; a run that had ended on a plateau has nothing left."""
         self._load()
+        self._scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         self._stop_on_plateau()
 
     def training_step(self, batches: tuple[Any, ...], batch_idx: int) -> Tensor:
         """Return the loss of one batch a task, summed; its gradient at the merged weights is in it already."""
         weights = self.merged_weights()
-        leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+        leaves = {name: weight.detach().requires_grad_(weight.requires_grad) for name, weight in weights.items()}
+        scale = 1.0 if self._scaler is None else self._scaler.get_scale()
         losses, total = torch.zeros(2, dtype=torch.float32, device=self.device)  # whatever the Trainer's precision
         with without_adapters(self.tester.model), replaced(self.tester.model, Variant(self.settings.label, leaves)):
             for batch in batches:
                 entropy, collapse = self._entropies(batch)
                 loss = entropy + self.settings.diversity * collapse
-                loss.backward()
+                with torch.autocast(self.device.type, enabled=False):  # each operation goes back as it came
+                    (scale * loss).backward()
                 losses += loss.detach()
                 total += entropy.detach()
                 self.log(f"entropy/{batch.task}", entropy.detach())
@@ -226,7 +235,7 @@ class TestTimeAdaptation(LightningModule):
         mean = total / len(batches)
         self._window.append(mean.item())
         self.log("entropy", mean, prog_bar=True)
-        return _WithGradient.apply(losses, [leaf.grad for leaf in leaves.values()], *weights.values())
+        return _WithGradient.apply(losses, scale, [leaf.grad for leaf in leaves.values()], *weights.values())
 
     def _entropies(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return the mean entropy of the answers to ``batch`` and minus the entropy of their mean, both scalars."""
@@ -306,10 +315,6 @@ class TestTimeAdaptation(LightningModule):
         of = {"modules": list(self.merge.parts), "tasks": self.task_names, "adapters": self._hashes}
         checkpoint["adaptation"] = of | {"entropies": list(self.entropies), "window": list(self._window)}
 
-    @cached_property
-    def _hashes(self) -> dict[str, str]:
-        return {adapter.name: adapter.content_hash() for adapter in self.merge.adapters}
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the windows where the checkpoint left them; refuse one of another merge."""
         self.check(checkpoint)
@@ -339,17 +344,18 @@ class TestTimeAdaptation(LightningModule):
 
 
 class _WithGradient(torch.autograd.Function):
-    """A loss whose gradients at ``inputs`` are known."""
+    """A loss whose gradients at ``inputs``, times ``scale``, are known; none where no loss has reached."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
-        ctx.gradients = gradients
+    def forward(ctx: Any, loss: Tensor, scale: float, gradients: list[Tensor | None], *inputs: Tensor) -> Tensor:
+        ctx.scale, ctx.gradients = scale, gradients
         return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
-        return None, None, *(None if one is None else one.mul_(scale) for one in gradients)
+        factor = outer / ctx.scale
+        return None, None, None, *(None if one is None else one.mul_(factor) for one in gradients)
 
 
 def on_plateau(entropies: list[float], drop: float = 0.01, patience: int = 2) -> bool:

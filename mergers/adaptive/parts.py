@@ -25,6 +25,10 @@ class Part(ABC):
     def origin(self, base: Tensor) -> Tensor:
         """Return what the learned sum is added to, float32 in the shape of the update, given the base weight so."""
 
+    def beyond_origin(self) -> "Part":
+        """Return the part without what `origin` alone needs, which makes `weight` no other."""
+        return self
+
     @abstractmethod
     def weight(self, origin: Tensor, logits: Tensor, coefficients: Tensor, temperature: float) -> Tensor:
         """Return the merged weight, differentiable in logits (K,) and coefficients (T,)."""
@@ -78,7 +82,11 @@ class MaskedPart(Part):
 
     def origin(self, base: Tensor) -> Tensor:
         """Return the base weight, with the mean where it has the weight's own shape."""
-        return base if self.mean is None or self.framed else base + self.mean
+        return base if self.mean is None or self.framed else base + self.mean.to(base.device)
+
+    def beyond_origin(self) -> "MaskedPart":
+        """Return the part without a mean in the weight's own shape."""
+        return self if self.framed else replace(self, mean=None)
 
     def weight(self, origin: Tensor, logits: Tensor, coefficients: Tensor, temperature: float) -> Tensor:
         """Return the merged weight, (out, in)."""
@@ -137,7 +145,11 @@ class WholePart(Part):
 
     def origin(self, base: Tensor) -> Tensor:
         """Return the base weight, or that of the mean."""
-        return base if self.mean is None else base + self.mean
+        return base if self.mean is None else base + self.mean.to(base.device)
+
+    def beyond_origin(self) -> "WholePart":
+        """Return the part without the mean."""
+        return WholePart(self.deltas)
 
     def weight(self, origin: Tensor, logits: Tensor, coefficients: Tensor, temperature: float) -> Tensor:
         """Return the merged weight."""

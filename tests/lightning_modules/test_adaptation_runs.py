@@ -4,10 +4,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 
-from lightning_modules import Adaptation, LoRA
+from lightning_modules import Adaptation, LoRA, TestTimeAdaptation
 from mergers import SheetbendError
-from tests.lightning_modules.adapting import adapt, assert_same_state, lora_clip, state
+from tests.lightning_modules.adapting import adapt, assert_same_state, full_clip, given, lora_clip, state
 from tests.stand_ins import TASKS, StandIns
 
 SETTINGS = Adaptation(steps=10, batch_size=8, look_every=4, learning_rate=0.02)
@@ -53,6 +54,14 @@ def test_a_checkpoint_of_other_adapters_is_refused(tiny_clip, tmp_path):
             adapt(built, tmp_path, settings, ckpt_path=path)
 
 
+def test_a_checkpoint_is_of_these_adapters_whatever_the_precision_makes_of_the_base(tiny_clip, tmp_path):
+    flags = {"enable_checkpointing": True, "precision": "bf16-true"}
+    adapted = adapt(full_clip(tiny_clip, tmp_path), tmp_path, SETTINGS, **flags)
+    adapted.trainer.save_checkpoint(tmp_path / "one.ckpt")
+    model, _ = given(tiny_clip, {task: tmp_path / task for task in ("hue", "shade")})
+    TestTimeAdaptation(model, SETTINGS).check(torch.load(tmp_path / "one.ckpt"))
+
+
 class Gradients(Callback):
     """Keeps the gradients of each step of the optimiser, as it had them."""
 
@@ -95,6 +104,22 @@ def test_lower_precision_learns_about_the_same(tiny_clip, tmp_path, precision):
     assert lower.logits.dtype == lower.coefficients.dtype == torch.float32
     assert lower.entropies == pytest.approx(whole.entropies, rel=0.02) and lower.entropies != whole.entropies
     torch.testing.assert_close(lower.coefficients, whole.coefficients, rtol=0, atol=0.02)
+
+
+def test_gradients_too_small_for_float16_are_scaled_on_their_way_through_the_model(tiny_clip, tmp_path):
+    seen = {}
+    for name, plugins in (
+        ("whole", []),
+        ("half", [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**20))]),
+    ):
+        gradients = Gradients()
+        built = lora_clip(tiny_clip, logit_scale=1e-3)  # answers that hardly differ, so that the entropy hardly falls
+        adapt(built, tmp_path, Adaptation(steps=1, batch_size=8), [gradients], plugins=plugins)
+        seen[name] = gradients.seen[0]
+    for name, gradient in seen["whole"].items():
+        half = seen["half"][name]
+        assert half.dtype == torch.float32 and 0 < gradient.abs().max() < 1e-5
+        assert (half - gradient).abs().max() < 0.05 * gradient.abs().max(), name
 
 
 def test_other_flags_of_the_trainer(tiny_clip, tmp_path):

@@ -41,7 +41,7 @@ def merged_deltas(merge, logits, coefficients):
     pieces = zip(merge.parts.items(), logits.split(merge.sizes), coefficients, strict=True)
     for (module, part), own, weights in pieces:
         origin = part.origin(torch.zeros(merge.adapters[0][module].shape))
-        deltas[module] = part.weight(origin, own, weights, merge.settings.temperature)
+        deltas[module] = part.beyond_origin().weight(origin, own, weights, merge.settings.temperature)
     return deltas
 
 
@@ -250,6 +250,9 @@ def test_adapters_that_do_not_fit_are_refused():
         AdaRank(space="knots").prepare(dense_adapters())
     with pytest.raises(SheetbendError, match="leaves nothing to merge"):
         AdaRank(leave_out=".").prepare(dense_adapters())
+    with pytest.raises(SheetbendError, match=r"masked 'atn' finds no matrix .* learn coefficients"):
+        AdaRank(masked="atn").prepare(dense_adapters())
+    assert not any(AdaRank(masked="atn", learn="coefficients").prepare(dense_adapters()).sizes)
 
 
 # The published code, on full-rank models.
