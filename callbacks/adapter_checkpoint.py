@@ -18,12 +18,14 @@ class AdapterCheckpoint(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LoRATasks) -> None:
         """Write the adapters that have improved."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if isinstance(pl_module, LoRATasks) and trainer.state.fn == "fit" and not trainer.sanity_checking:
             for task in pl_module.improved:
                 self._write(trainer, pl_module, task)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LoRATasks) -> None:
         """Write what is not there yet."""
+        if not isinstance(pl_module, LoRATasks):  # a merge was learned, of adapters that stay as they are
+            return
         pl_module.restore_best()
         for task in pl_module.task_names:
             if task not in pl_module.best or not _folder(trainer, task).is_dir():

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -21,6 +20,9 @@ FOLDER = "adaptations"
 # What a run of so many steps, each over all tasks, needs of the Trainer whatever training needed.
 _TRAINER = {
     "max_epochs": -1,
+    "min_epochs": None,
+    "min_steps": None,
+    "overfit_batches": 0.0,
     "check_val_every_n_epoch": 1,
     "val_check_interval": 1.0,
     "limit_train_batches": 1.0,
@@ -82,21 +84,6 @@ def check_name(trainer: Trainer, settings: Adaptation) -> None:
         raise SheetbendError(
             f"adaptation.name {settings.label!r} stands for something else ({what}); give another adaptation.name"
         )
-
-
-def checked(checkpoint: Path | str | None) -> dict[str, Any]:
-    """Return what a checkpoint of an adaptation holds; refuse one that cannot be read."""
-    if checkpoint is None:
-        return {}
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception:
-        content = None
-    if not isinstance(content, dict) or not {"state_dict", "adaptation", "global_step"} <= set(content):
-        raise SheetbendError(
-            f"checkpoint {checkpoint} is damaged or not of an adaptation; adapt again with --overwrite true"
-        )
-    return content
 
 
 @rank_zero_only

@@ -1,11 +1,12 @@
 """LightningCLI with our defaults, one-line errors, and runs that go on where they stopped."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -18,9 +19,13 @@ from launch import adaptation, cli
 from launch.adaptation import AdaptingTrainer
 from launch.config_parser import Parser, task_declarations
 from launch.errors import one_line
-from launch.runs import ADAPTATION_SETTINGS, CHECKPOINT, Interruption, SaveConfig, clear, resume_point
+from launch.runs import ADAPTATION_SETTINGS, CHECKPOINT, Interruption, SaveConfig, clear, read_checkpoint, resume_point
 from lightning_modules import Adaptation, LoRATasks
 from mergers import SheetbendError
+
+# What checkpoints hold, and what is said of others.
+FITTED = ("state_dict", "tasks", "best", "epoch"), "not one of ours; fit again"
+ADAPTED = ("state_dict", "adaptation", "global_step"), "not of an adaptation; adapt again"
 
 DESCRIPTION = "Fine-tune LoRA adapters, merge them into one model, and see what merging kept."
 
@@ -154,22 +159,6 @@ class SheetbendCLI(LightningCLI):
         adapts = self.subcommand == "adapt"
         return adaptation.folder_of(self.folder, self.adaptation) if adapts else self.folder
 
-    def _check(self, checkpoint: str | Path | None) -> dict[str, Any]:
-        """Return what a checkpoint holds; refuse one that cannot be read, before anything is written."""
-        if checkpoint is None:
-            return {}
-        if not Path(checkpoint).is_file():
-            raise SheetbendError(f"checkpoint {checkpoint} does not exist; give the path of a .ckpt file")
-        try:
-            content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except Exception:
-            content = None
-        if not isinstance(content, dict) or not {"state_dict", "tasks", "best", "epoch"} <= set(content):
-            raise SheetbendError(
-                f"checkpoint {checkpoint} is damaged or not one of ours; fit again with --overwrite true"
-            )
-        return content
-
     def _prepare(self, model: LoRATasks, datamodule: LightningDataModule, fresh: bool) -> None:
         """Load data and model before anything is written, so that what fails for want of them leaves no trace."""
         datamodule.check_all()
@@ -207,7 +196,7 @@ class SheetbendCLI(LightningCLI):
             if not overwrite and checkpoint is None:
                 settings = yaml.safe_load(self._parser("fit").dump(options, skip_none=False))
                 checkpoint = resume_point(self.folder, settings)
-            content = self._check(checkpoint)
+            content = read_checkpoint(checkpoint, *FITTED)
             self._prepare(model, datamodule, fresh=True)
             if overwrite:
                 clear(self.folder)
@@ -222,6 +211,7 @@ class SheetbendCLI(LightningCLI):
         """Learn a merge on unlabelled data, or go on with it, then test every variant."""
         options, settings, folder = self.config[self.subcommand], self.adaptation, self.output
         overwrite, options["overwrite"] = options["overwrite"], False
+        options["adaptation"] = options["adaptation"] or Namespace(asdict(settings))  # so that config.yaml says it
         adaptation.check_name(self.trainer, settings)
         if overwrite:
             self._refuse_own_inputs(ckpt_path, model.adapter_source)
@@ -229,7 +219,7 @@ class SheetbendCLI(LightningCLI):
         if checkpoint is None and not overwrite and not self.trainer.fast_dev_run:
             dumped = yaml.safe_load(self._parser(self.subcommand).dump(options, skip_none=False))
             checkpoint = resume_point(folder, dumped, ADAPTATION_SETTINGS)
-        content = adaptation.checked(checkpoint)
+        content = read_checkpoint(checkpoint, *ADAPTED)
         self._prepare(model, datamodule, fresh=False)
         module, data = adaptation.prepared(model, datamodule, settings)
         if content:
@@ -262,7 +252,7 @@ class SheetbendCLI(LightningCLI):
         self._measure(self.trainer.test, model, datamodule, ckpt_path)
 
     def _measure(self, verb: Any, model: LoRATasks, datamodule: LightningDataModule, ckpt_path: str | None) -> None:
-        self._check(ckpt_path)
+        read_checkpoint(ckpt_path, *FITTED)
         # A checkpoint brings its own adapters; without one they come from folders.
         self._prepare(model, datamodule, fresh=ckpt_path is not None)
         options = {} if ckpt_path is None else {"ckpt_path": ckpt_path, "weights_only": True}
@@ -271,8 +261,10 @@ class SheetbendCLI(LightningCLI):
     def _run(self, verb: Any, *args: Any, **kwargs: Any) -> None:
         try:
             verb(*args, **kwargs)
-        except (MisconfigurationException, ValueError) as error:
-            if isinstance(error, ValueError) and "val_check" not in str(error):
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
+            # What Lightning says of flags and of its own callbacks, in whatever class.
+            said = ("val_check", "conditioned on metric")
+            if not isinstance(error, MisconfigurationException) and not any(words in str(error) for words in said):
                 raise
             raise SheetbendError(f"trainer: {' '.join(str(error).split())}") from None
         except SystemExit:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
@@ -46,7 +47,8 @@ TRAINER_SETTINGS = (
 )
 # Those of the Trainer that change what `adapt` computes; it sets the others itself.
 ADAPTATION_SETTINGS = ("accumulate_grad_batches", "gradient_clip_algorithm", "gradient_clip_val", "precision")
-UNIMPORTANT = ("data.init_args.num_workers", "data.init_args.eval_batch_size")
+# The name of an adaptation is that of its folder, whether it was given or made.
+UNIMPORTANT = ("adaptation.name", "data.init_args.num_workers", "data.init_args.eval_batch_size")
 
 
 def training_settings(config: dict[str, Any], flags: Collection[str] = TRAINER_SETTINGS) -> dict[str, Any]:
@@ -112,6 +114,27 @@ def resume_point(folder: Path, config: dict[str, Any], flags: Collection[str] = 
             f"give another {elsewhere}, or --overwrite true to replace that run"
         )
     return checkpoint if checkpoint.is_file() else None
+
+
+def read_checkpoint(checkpoint: str | Path | None, keys: Collection[str], otherwise: str) -> dict[str, Any]:
+    """Return what a checkpoint holds, nothing of none; refuse one that cannot be read, before anything is written.
+
+    Args:
+        checkpoint: the file.
+        keys: what it must hold.
+        otherwise: what the message says of one that does not.
+    """
+    if checkpoint is None:
+        return {}
+    if not Path(checkpoint).is_file():
+        raise SheetbendError(f"checkpoint {checkpoint} does not exist; give the path of a .ckpt file")
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception:
+        content = None
+    if not isinstance(content, dict) or not set(keys) <= set(content):
+        raise SheetbendError(f"checkpoint {checkpoint} is damaged or {otherwise} with --overwrite true")
+    return content
 
 
 def clear(folder: Path) -> None:

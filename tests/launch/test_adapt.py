@@ -65,11 +65,11 @@ def test_a_learned_merge_is_tested_beside_the_others_and_gone_on_with(run, capsy
     interrupt(words, 3)
     assert "same command again to go on" in capsys.readouterr().out and not (folder / "merged").exists()
     learned = []
-    for more in ([], [], ["--overwrite", "true"]):
+    for more in ([], ["--adaptation.name", FOLDER.name], ["--overwrite", "true"]):  # its own name, made or given
         main([*words, *more])
         printed = capsys.readouterr().out
         going_on = f"going on from: {folder / 'checkpoints' / 'last.ckpt'}" in printed
-        assert going_on is not bool(more) and "adarank-ta" in printed and "Traceback" not in printed
+        assert going_on is not ("--overwrite" in more) and "adarank-ta" in printed and "Traceback" not in printed
         learned.append((numbers(folder), (folder / "learned.safetensors").read_bytes()))
     assert learned[1:] == learned[:1] * 2  # done already, and begun again, beside what was gone on with
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -98,7 +98,7 @@ def test_a_checkpoint_of_something_else_is_refused_and_nothing_is_written(run, t
     torch.save({"state_dict": {}, "tasks": {}, "best": {}, "epoch": 0, "global_step": 1}, tmp_path / "fit.ckpt")
     fresh = [*words, "--adaptation.name", "fresh"]
     assert "or not of an adaptation" in refused(capsys, *fresh, "--ckpt_path", str(tmp_path / "fit.ckpt"))
-    assert "nope.ckpt" in refused(capsys, *fresh, "--ckpt_path", "nope.ckpt")
+    assert "nope.ckpt does not exist" in refused(capsys, *fresh, "--ckpt_path", "nope.ckpt")
     line = refused(capsys, *fresh, "--adaptation.space", "knots", "--ckpt_path", str(folder / "checkpoints/last.ckpt"))
     assert "checkpoint is of another adaptation" in line
     line = refused(capsys, *words, "--overwrite", "true", "--ckpt_path", str(folder / "checkpoints/last.ckpt"))
@@ -119,13 +119,21 @@ def test_a_checkpoint_of_something_else_is_refused_and_nothing_is_written(run, t
         (["--adaptation.step", "1"], "did you mean 'steps'?"),
         (["--adaptation.learning_rate", "1e30"], "the entropy is nan at step 2; give a smaller"),
         (["--adaptation.leave_out", "."], "leave_out '.' leaves nothing to merge"),
+        (
+            [
+                "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping",
+                "--trainer.callbacks.monitor",
+                "val_score",
+            ],
+            "trainer: Early stopping conditioned on metric `val_score` which is not available",
+        ),
     ],
 )
 def test_what_the_user_can_fix_is_one_line(run, capsys, words, expected):
     before = tree(run[0])
     assert expected in refused(capsys, *run[1], *words)
     left = {path for path in tree(run[0]) if path not in before}
-    if "1e30" not in words:
+    if not {"1e30", "val_score"} & set(words):  # these are found out on the way
         assert not left
     assert not [path for path in left if "merged" in path.parts or path.name.startswith("results")]
 
@@ -142,6 +150,7 @@ def test_the_script_adapts_to_validation_data_without_a_caveat(run):
 
 
 def test_fast_dev_run_writes_nothing(run):
+    """Nor does it mind a callback that is for `fit`."""
     before = tree(run[0])
-    main([*run[1], "--trainer.fast_dev_run", "true"])
+    main([*run[1], "--trainer.fast_dev_run", "true", "--trainer.callbacks+=callbacks.AdapterCheckpoint"])
     assert tree(run[0]) == before
