@@ -64,34 +64,11 @@ class TaskOrder:
         return self._pass[1][position * self.batch_size : (position + 1) * self.batch_size]
 
 
-class ResumableSampler(SequentialSampler):
-    """Keys of one epoch's batches, which can begin in the middle of it.
+class TurnSampler(SequentialSampler):
+    """Keys (task, example indices) of one epoch's training batches.
 
     By type a ``SequentialSampler``, since Lightning puts one over the examples in the place of any other sampler
-    where ``overfit_batches`` is set; ``same_epoch`` of a `TurnSampler` does what that flag asks for.
-    """
-
-    def __init__(self):
-        self.epoch = 0
-        self._resume = (0, 0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Take up the order of ``epoch``; Lightning calls it, after a resume too."""
-        self.epoch = epoch
-
-    def resume_at(self, epoch: int, position: int) -> None:
-        """Begin ``epoch`` at its key number ``position``; other epochs begin at their first."""
-        self._resume = (epoch, position)
-
-    @property
-    def start(self) -> int:
-        """How many keys of the present epoch are left out, since an interrupted run has had them."""
-        epoch, position = self._resume
-        return position if epoch == self.epoch else 0
-
-
-class TurnSampler(ResumableSampler):
-    """Keys (task, example indices) of one epoch's training batches.
+    where ``overfit_batches`` is set; ``same_epoch`` does what that flag asks for.
 
     Args:
         orders: the batch order of each task.
@@ -109,9 +86,24 @@ class TurnSampler(ResumableSampler):
         finished: Callable[[], Collection[str]] = tuple,
         same_epoch: bool = False,
     ):
-        super().__init__()
         self.orders, self.batches, self.turn, self.finished = orders, batches, turn, finished
         self.same_epoch = same_epoch
+        self.epoch = 0
+        self._resume = (0, 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take up the order of ``epoch``; Lightning calls it, after a resume too."""
+        self.epoch = epoch
+
+    def resume_at(self, epoch: int, position: int) -> None:
+        """Begin ``epoch`` at its key number ``position``; other epochs begin at their first."""
+        self._resume = (epoch, position)
+
+    @property
+    def start(self) -> int:
+        """How many keys of the present epoch are left out, since an interrupted run has had them."""
+        epoch, position = self._resume
+        return position if epoch == self.epoch else 0
 
     def __len__(self) -> int:
         """Return the number of turns' batches in one epoch, empty ones included."""
@@ -163,7 +155,7 @@ class BatchDataset(Dataset[TaskBatch]):
 
 
 class TurnLoader(DataLoader):
-    """A loader over a `ResumableSampler` that a checkpoint can resume, in the middle of an epoch too."""
+    """A loader over a `TurnSampler` that a checkpoint can resume, in the middle of an epoch too."""
 
     _given = 0  # batches of the present epoch that have been handed out
 

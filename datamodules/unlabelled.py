@@ -5,18 +5,18 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from datamodules.base import TaskDataModule
 from datamodules.tasks import Split, TaskBatch
-from datamodules.turns import EvalSampler, ResumableSampler, TaskOrder
+from datamodules.turns import EvalSampler, TaskOrder
 from mergers.errors import SheetbendError
 from mergers.seeding import derive_generator
 
 StepKey = tuple[tuple[str, list[int]], ...]
 
 
-class StepSampler(ResumableSampler):
+class StepSampler(SequentialSampler):
     """Keys of the steps of one epoch: for each task, the indices of its batch.
 
     Args:
@@ -38,7 +38,6 @@ class StepSampler(ResumableSampler):
         rank: int = 0,
         world: int = 1,
     ):
-        super().__init__()
         self.orders, self.examples, self.steps, self.rank, self.world = orders, examples, steps, rank, world
         self.given = 0
 
