@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_modules import LoRATasks, Variant
+from lightning_modules.adapter_folders import check_base
 from lightning_modules.full_checkpoints import is_full_checkpoint, load_full_checkpoint
 from lightning_modules.variants import ENSEMBLE, FINETUNED, PRETRAINED, ensemble
 from mergers import Adapter, Merger, SheetbendError, load_adapter
@@ -110,10 +111,16 @@ class MergeCallback(Callback):
 
 
 def load_merge(folder: Path, module: LoRATasks) -> Adapter:
-    """Read a merge that was made before: a PEFT folder, or a full model of the same backbone."""
+    """Read a merge that was made before: a PEFT folder, or a full model of the same backbone.
+
+    Raises:
+        SheetbendError: it is of another base model.
+    """
     if is_full_checkpoint(folder):
         return load_full_checkpoint(folder, "merged", module.model.get_base_model(), module.base_name)
-    return load_adapter(folder, name="merged")
+    adapter = load_adapter(folder, name="merged")
+    check_base(adapter, folder, module.base_name)
+    return adapter
 
 
 def _merge_of(name: str, merge: Any) -> Any:

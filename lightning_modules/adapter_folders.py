@@ -107,11 +107,7 @@ def install_adapters(
     heads = {task: dict(adapter.heads) for task, adapter in adapters.items()}
     names: dict[str, dict[str, str]] = {}  # by task: the adapter's name of a module to the backbone's
     for task, adapter in adapters.items():
-        if adapter.base_model is not None and not _same_base(adapter.base_model, base_name):
-            raise SheetbendError(
-                f"adapter {sources[task]}: its base model is {adapter.base_model}, this run's is {base_name}; give "
-                "that model as model.init_args.backbone, or adapters of this one"
-            )
+        check_base(adapter, sources[task], base_name)
         # Refuses modules that are missing or of another shape.
         places = match_parameters(adapter, backbone)
         names[task] = {module: place.removesuffix(".weight") for module, place in places.items()}
@@ -216,6 +212,15 @@ def _exact_config(config: LoraConfig, adapter: Adapter, names: dict[str, str]) -
         if update.scale * update.rank != config.lora_alpha
     }
     return config
+
+
+def check_base(adapter: Adapter, source: str | Path, base_name: str) -> None:
+    """Raise `SheetbendError` if an adapter from ``source`` names another base model than ``base_name``."""
+    if adapter.base_model is not None and not _same_base(adapter.base_model, base_name):
+        raise SheetbendError(
+            f"adapter {source}: its base model is {adapter.base_model}, this run's is {base_name}; give "
+            "that model as model.init_args.backbone, or adapters of this one"
+        )
 
 
 def _same_base(left: str, right: str) -> bool:

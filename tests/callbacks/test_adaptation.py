@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, CLIPVisionModelWith
 
 from callbacks import AdaptationCheckpoint, MergeCallback
 from lightning_modules import Adaptation
+from mergers import SheetbendError
 from tests.lightning_modules.adapting import (
     QUIET,
     adapt,
@@ -63,6 +64,12 @@ def test_the_merge_on_disk_is_the_one_that_was_learned(kind, tiny_clip, tmp_path
     scores = {name: {(s.task, s.metric): s.value for s in built[0].scores() if s.variant == name} for name in
               ("read", "live")}  # fmt: skip
     assert scores["read"] == scores["live"] and scores["read"]
+    if lora:
+        config = folder / "adapter_config.json"
+        other = json.loads(config.read_text()) | {"base_model_name_or_path": "org/other"}
+        config.write_text(json.dumps(other))
+        with pytest.raises(SheetbendError, match="its base model is org/other, this run's is "):
+            merge.build_variants(built[0])
 
 
 @pytest.mark.parametrize("kind", ["full clip", "full roberta"])
