@@ -9,13 +9,12 @@ from torch.nn.functional import pad
 
 from benchmarks.adaptation_cases import Case, Setting, Shape
 from mergers.adaptive import Decomposition
+from mergers.adaptive.adarank import FIRST_LOGIT
 from mergers.adaptive.parts import MaskedPart
 from mergers.functional.masked import Directions
 from mergers.seeding import derive_generator
 from mergers.spaces.base import Encoded
 from mergers.updates import DenseUpdate, LowRankUpdate, Update
-
-FIRST_LOGIT = 0.1
 
 
 def random_weights(case: Case, setting: Setting) -> dict[str, Tensor]:

@@ -27,8 +27,7 @@ from benchmarks.adaptation_cases import (  # noqa: E402
     Case,
     Setting,
     model_flops,
-    our_work,
-    published_work,
+    whole_work,
 )
 from benchmarks.measure import CHILD, in_new_process  # noqa: E402
 from benchmarks.merge_speed import machine  # noqa: E402
@@ -106,7 +105,7 @@ class Bench:
 
     def row(self, case: Case, way: str) -> Row:
         """Measure one way; what fails is a line of the table."""
-        row: Row = {"case": case.name, "way": way, **asdict(self.work(case, way))}
+        row: Row = {"case": case.name, "way": way, **asdict(whole_work(way, case, self.setting))}
         for what in ("merging", "step"):
             progress(f"{case.name}, {way}: {what}")
             row[what] = self.child(
@@ -125,12 +124,6 @@ class Bench:
             if "error" in row["preparing"]:
                 row["error"] = row["preparing"]["error"]
         return row
-
-    def work(self, case: Case, way: str) -> Any:
-        """Return the least that a way's merge must do, over all weights."""
-        of_one = our_work if way == "ours" else published_work
-        works = [of_one(case, shape, self.setting.tasks) for shape in self.setting.shapes(case).values()]
-        return sum(works[1:], works[0])
 
     def compare(self) -> dict[str, Any]:
         """Return how far the two ways' results are apart, of the case that was measured last."""

@@ -17,7 +17,6 @@ from torch.nn.functional import normalize
 
 from benchmarks.adaptation_cases import Case, Setting
 from benchmarks.adaptation_parts import (
-    FIRST_LOGIT,
     first_logits,
     lora_updates,
     parts,
@@ -27,6 +26,7 @@ from benchmarks.adaptation_parts import (
 )
 from benchmarks.measure import give_back, peak_memory, reset_peak_memory
 from mergers.adaptive import Decomposition
+from mergers.adaptive.adarank import FIRST_LOGIT
 from mergers.parallel import map_modules
 from mergers.seeding import derive_generator
 from mergers.updates import DenseUpdate
