@@ -1,6 +1,5 @@
 """Merged models in the evaluation loop."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_modules import LoRATasks, Variant
 from lightning_modules.adapter_folders import check_base
+from lightning_modules.checks import check_folder_name
 from lightning_modules.full_checkpoints import is_full_checkpoint, load_full_checkpoint
 from lightning_modules.variants import ENSEMBLE, FINETUNED, PRETRAINED, ensemble
 from mergers import Adapter, Merger, SheetbendError, load_adapter
@@ -40,10 +40,7 @@ class MergeCallback(Callback):
                 raise SheetbendError(
                     f"merger {name!r} has a name that stands for something else ({', '.join(RESERVED)}); choose another"
                 )
-            if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w.+-]{0,63}", name):
-                raise SheetbendError(
-                    f"merger {name!r} must name a folder: at most 64 letters, digits, _, +, - and inner dots"
-                )
+            check_folder_name("merger", name)
         self.mergers = {name: _merge_of(name, merger) for name, merger in mergers.items()}
         self.while_fitting = while_fitting
         self.ensemble = ensemble

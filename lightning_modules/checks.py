@@ -1,6 +1,7 @@
-"""Numbers that a user gives, checked where they arrive."""
+"""Numbers and names that a user gives, checked where they arrive."""
 
 import math
+import re
 from typing import Any
 
 from mergers import SheetbendError
@@ -26,3 +27,16 @@ def check_number(
         if math.isfinite(bound)
     ]
     raise SheetbendError(f"{name} is {value}; give a number {' and '.join(bounds) or 'that is finite'}")
+
+
+def check_folder_name(what: str, name: Any) -> None:
+    """Raise `SheetbendError` unless ``name`` can name a folder, and so a result in tables and curves.
+
+    >>> check_folder_name("merger", "knots-ties")
+    >>> check_folder_name("merger", "a/b")
+    Traceback (most recent call last):
+        ...
+    mergers.errors.SheetbendError: merger 'a/b' must name a folder: at most 64 letters, digits, _, +, - and inner dots
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w.+-]{0,63}", name):
+        raise SheetbendError(f"{what} {name!r} must name a folder: at most 64 letters, digits, _, +, - and inner dots")

@@ -1,7 +1,6 @@
 """AdaRank and AdaMerging: a merge learned by lowering the entropy of its answers on unlabelled examples."""
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from lightning_modules.base import LoRATasks
-from lightning_modules.checks import check_number
+from lightning_modules.checks import check_folder_name, check_number
 from lightning_modules.lora import without_adapters
 from lightning_modules.scores import Score, headline_scores, headlines
 from lightning_modules.variants import Variant, replaced
@@ -77,10 +76,8 @@ class Adaptation(AdaRank):
         check_number("adaptation.fraction", self.fraction, above=0)
         if self.fraction > 1:
             raise SheetbendError(f"adaptation.fraction is {self.fraction:g}; give a share in (0, 1]")
-        if self.name is not None and not re.fullmatch(r"[\w+-][\w.+-]{0,63}", self.name):
-            raise SheetbendError(
-                f"adaptation.name {self.name!r} must name a folder: at most 64 letters, digits, _, +, - and inner dots"
-            )
+        if self.name is not None:
+            check_folder_name("adaptation.name", self.name)
 
     def __str__(self) -> str:
         """Say in one line what is learned, on what."""
