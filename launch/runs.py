@@ -178,7 +178,7 @@ class Interruption(Callback):
         self.happened = True
         checkpoint = Path(trainer.default_root_dir) / CHECKPOINT
         if checkpoint.is_file():
-            kept = f"{checkpoint} holds the epochs that were finished; give the same command again to go on from there"
+            kept = f"{checkpoint} holds what was finished; give the same command again to go on from there"
         else:
-            kept = "no epoch was finished; the same command starts again"
+            kept = "nothing was finished; the same command starts again"
         print(f"\ninterrupted: {kept}", flush=True)

@@ -32,7 +32,8 @@ class Adaptation(AdaRank):
     """How a merge is adapted to unlabelled data (see `AdaRank` for what is learned).
 
     Attributes:
-        name: Of the result in tables and folders; none: made of method, start and space, such as adarank-cart.
+        name: Of the result in tables and folders; none: made of method, start and space, such as adarank-cart; with
+            diversity, ``+d`` follows.
         steps: Optimiser steps; each sees one batch of every task.
         batch_size: Examples of each task in a step.
         learning_rate: Adam's.
@@ -89,11 +90,12 @@ class Adaptation(AdaRank):
     def label(self) -> str:
         """The name of the result.
 
-        >>> Adaptation("cart").label, Adaptation(learn="coefficients", space="knots").label
-        ('adarank-cart', 'adamerging-ta-knots')
+        >>> Adaptation("cart").label, Adaptation(learn="coefficients", space="knots", diversity=1.0).label
+        ('adarank-cart', 'adamerging-ta-knots+d')
         """
         knots = "-knots" if self.space == "knots" else ""
-        return self.name or f"{_METHOD[self.learn]}-{_SHORT[self.start]}{knots}"
+        diverse = "+d" if self.diversity else ""
+        return self.name or f"{_METHOD[self.learn]}-{_SHORT[self.start]}{knots}{diverse}"
 
     @property
     def window(self) -> int:
@@ -356,13 +358,13 @@ class _WithGradient(torch.autograd.Function):
 
 
 def on_plateau(entropies: list[float], drop: float = 0.01, patience: int = 2) -> bool:
-    """Return whether the last ``patience`` values are all above (1 - drop) times the lowest before them.
+    """Return whether none of the last ``patience`` values is below (1 - drop) times the lowest before them.
 
     >>> on_plateau([1.0, 0.8, 0.799, 0.798]), on_plateau([1.0, 0.8, 0.7, 0.699])
     (True, False)
     """
     before, last = entropies[:-patience], entropies[-patience:]
-    return bool(before) and all(value > (1 - drop) * min(before) for value in last)
+    return bool(before) and all(value >= (1 - drop) * min(before) for value in last)
 
 
 def _present_classes(task: Any) -> list[int]:
