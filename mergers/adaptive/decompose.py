@@ -6,8 +6,10 @@ from typing import ClassVar, Literal
 
 import torch
 
-from mergers.functional.linalg import SVD, nearest_orthonormal, numerical_rank, svd_of_concatenation
-from mergers.methods.base import CUTOFF, common_frame, support
+from mergers.functional.linalg import SVD
+from mergers.methods import TSV
+from mergers.methods.base import common_frame
+from mergers.spaces import KnOTS
 from mergers.spaces.base import Encoded
 from mergers.updates import DenseUpdate, LowRankUpdate, Update
 
@@ -41,7 +43,7 @@ class Decomposition:
         if self.space == "knots":
             return self._shared(updates)
         if self.start == "tsv":
-            return self._whitened(updates)
+            return Encoded([_directions(svd) for svd in TSV().triplets(updates)])
         if self.start == "cart":
             return self._from_mean(updates)
         return Encoded([_directions(update.svd()) for update in updates])
@@ -53,31 +55,17 @@ class Decomposition:
         left, right = (None if part is None else part.float() for part in (frame.left, frame.right))
         return Encoded([*map(_directions, parts), DenseUpdate(mean.float())], left, right)
 
-    def _whitened(self, updates: Sequence[Update]) -> Encoded:
-        kept = max(1, min(updates[0].shape) // len(updates))
-        parts = [SVD(svd.U[:, :kept], svd.s[:kept], svd.Vh[:kept]) for svd in map(support, updates)]
-        counts = [len(svd.s) for svd in parts]
-        U = nearest_orthonormal(torch.cat([svd.U for svd in parts], dim=1)).split(counts, dim=1)
-        V = nearest_orthonormal(torch.cat([svd.Vh for svd in parts]).T).T.split(counts)
-        return Encoded([_directions(SVD(u, svd.s, v)) for u, svd, v in zip(U, parts, V, strict=True)])
-
     def _shared(self, updates: Sequence[Update]) -> Encoded:
-        factors = [update.factors() for update in updates]
-        svd = svd_of_concatenation(factors)
-        rank = numerical_rank(svd.s, CUTOFF)
-        widths = [right.shape[0] for _, right in svd.V]
-        rows = []  # the coordinates diag(s) V_i, over the stacked right factors of all tasks
-        for index, (left, _) in enumerate(svd.V):
-            whole = left.new_zeros(rank, sum(widths))
-            whole[:, sum(widths[:index]) : sum(widths[: index + 1])] = svd.s[:rank, None] * left[:rank]
-            rows.append(whole)
+        knots = KnOTS().encode(updates)
+        factors = [coordinates.factors() for coordinates in knots.coordinates]
+        # Over the stacked right factors of all tasks, the coordinates of each stand in columns of their own.
+        rows = list(torch.block_diag(*(B for B, _ in factors)).chunk(len(factors)))
+        right = torch.cat([A for _, A in factors])
+        eye = torch.eye(len(rows[0]), device=right.device)
+        if self.start != "cart":
+            return Encoded([LowRankUpdate(A=row, B=eye) for row in rows], knots.left, right)
         mean = sum(rows) / len(rows)
-        if self.start == "cart":
-            rows = [row - mean for row in rows]
-        coordinates: list[Update] = [LowRankUpdate(A=row.float(), B=torch.eye(rank, device=row.device)) for row in rows]
-        if self.start == "cart":
-            coordinates.append(DenseUpdate(mean.float()))
-        return Encoded(coordinates, svd.U[:, :rank].float(), torch.cat([right for _, right in svd.V]).float())
+        return Encoded([*(LowRankUpdate(A=row - mean, B=eye) for row in rows), DenseUpdate(mean)], knots.left, right)
 
 
 def _directions(svd: SVD) -> LowRankUpdate:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from mergers.errors import SheetbendError
-from mergers.functional.linalg import nearest_orthonormal
+from mergers.functional.linalg import SVD, nearest_orthonormal
 from mergers.methods.base import SpectralMethod, from_factors, support
 from mergers.updates import Update
 
@@ -34,10 +34,17 @@ class TSV(SpectralMethod):
 
     def merge_matrices(self, coordinates: Sequence[Update], coefficients: Sequence[float]) -> Update:
         """Return the merged matrix, of rank sum(k_i)."""
+        parts = self.triplets(coordinates)
+        U, Vh = torch.cat([svd.U for svd in parts], dim=1), torch.cat([svd.Vh for svd in parts])
+        s = torch.cat([c * svd.s for c, svd in zip(coefficients, parts, strict=True)])
+        return from_factors(U * s, Vh, coordinates)
+
+    def triplets(self, coordinates: Sequence[Update]) -> list[SVD]:
+        """Return what each task gives, k_i triplets in float64; the vectors of all tasks together are orthonormal."""
         size = min(coordinates[0].shape)
         kept = max(1, size // len(coordinates) if self.rank_ratio is None else int(self.rank_ratio * size))
-        triplets = [support(update) for update in coordinates]
-        U = nearest_orthonormal(torch.cat([svd.U[:, :kept] for svd in triplets], dim=1))
-        V = nearest_orthonormal(torch.cat([svd.Vh[:kept] for svd in triplets]).T)
-        s = torch.cat([c * svd.s[:kept] for c, svd in zip(coefficients, triplets, strict=True)])
-        return from_factors(U * s, V.T, coordinates)
+        parts = [SVD(svd.U[:, :kept], svd.s[:kept], svd.Vh[:kept]) for svd in map(support, coordinates)]
+        counts = [len(svd.s) for svd in parts]
+        U = nearest_orthonormal(torch.cat([svd.U for svd in parts], dim=1)).split(counts, dim=1)
+        V = nearest_orthonormal(torch.cat([svd.Vh for svd in parts]).T).split(counts, dim=1)
+        return [SVD(u, svd.s, v.T) for u, svd, v in zip(U, parts, V, strict=True)]
