@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks import MergeCallback
@@ -46,6 +47,19 @@ def folder_of(run: Path, settings: Adaptation) -> Path:
 def trainer_settings(settings: Adaptation, run: Path) -> dict[str, Any]:
     """Return the flags of the Trainer that an adaptation sets itself."""
     return _TRAINER | {"max_steps": settings.steps, "default_root_dir": str(folder_of(run, settings))}
+
+
+def without_those_of_training(callbacks: list[Callback]) -> list[Callback]:
+    """Return what of a configuration's callbacks is meant for an adaptation too.
+
+    Its checkpoints are its own, where the next run finds them and none of training is replaced; when it ends,
+    ``adaptation.stop`` says, which no label decides.
+    """
+    left_out = [one for one in callbacks if isinstance(one, Checkpoint | EarlyStopping)]
+    if left_out:
+        names = ", ".join(dict.fromkeys(type(one).__name__ for one in left_out))
+        _say(f"trainer.callbacks: {names} left to fit; adapt has checkpoints of its own and ends by adaptation.stop")
+    return [one for one in callbacks if one not in left_out]
 
 
 def prepared(

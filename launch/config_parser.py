@@ -13,10 +13,15 @@ from lightning.pytorch.cli import LightningArgumentParser
 import datamodules
 from launch import cli
 from launch.errors import one_line, option_names, place_in, plain
-from lightning_modules import LoRATasks
+from lightning_modules import Adaptation, LoRATasks
 
 # Where in a configuration a class of ours stands.
-PLACES = {LightningModule: "model", LightningDataModule: "data", Callback: "trainer.callbacks"}
+PLACES = {
+    LightningModule: "model",
+    LightningDataModule: "data",
+    Callback: "trainer.callbacks",
+    Adaptation: "adaptation",
+}
 # What those can be given whose class is not known where the option stands.
 OF_CLASSES = {f"model.{name}" for name in option_names([LoRATasks])} | {
     f"data.{name}" for name in option_names([datamodules.TaskDataModule])

@@ -131,6 +131,7 @@ class SheetbendCLI(LightningCLI):
         settings = {**self._get(self.config_init, "trainer")}
         if adapts:
             settings |= adaptation.trainer_settings(self.adaptation, self.folder)
+            settings["callbacks"] = adaptation.without_those_of_training(settings.get("callbacks") or [])
         if settings.get("enable_progress_bar") is not False:
             own.append(progress_bar())
         given = tuple(type(callback) for callback in settings.get("callbacks") or [])
@@ -223,7 +224,7 @@ class SheetbendCLI(LightningCLI):
         self._prepare(model, datamodule, fresh=False)
         module, data = adaptation.prepared(model, datamodule, settings)
         if content:
-            module.check(content)
+            module.check(content, self.trainer.num_devices * self.trainer.num_nodes)
         if overwrite and not self.trainer.fast_dev_run:
             clear(folder)
         if checkpoint is not None and self.trainer.is_global_zero:

@@ -66,7 +66,7 @@ class Adaptation(AdaRank):
         for field in ("steps", "batch_size", "look_every"):
             if getattr(self, field) is not None:
                 check_number(f"adaptation.{field}", getattr(self, field), least=1)
-        check_number("adaptation.learning_rate", self.learning_rate, above=0)
+        check_number("adaptation.learning_rate", self.learning_rate, above=0, below=1e31)
         for beta in self.betas:
             check_number("adaptation.betas", beta, least=0, below=1)
         check_number("adaptation.diversity", self.diversity, least=0)
@@ -312,16 +312,17 @@ class TestTimeAdaptation(LightningModule):
         own = ("logits", "coefficients")
         checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in own}
         of = {"modules": list(self.merge.parts), "tasks": self.task_names, "adapters": self._hashes}
-        checkpoint["adaptation"] = of | {"entropies": list(self.entropies), "window": list(self._window)}
+        state = {"entropies": list(self.entropies), "window": list(self._window), "processes": self.trainer.world_size}
+        checkpoint["adaptation"] = of | state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the windows where the checkpoint left them; refuse one of another merge."""
-        self.check(checkpoint)
+        self.check(checkpoint, self.trainer.world_size)
         saved = checkpoint["adaptation"]
         self.entropies, self._window = list(saved["entropies"]), list(saved["window"])
 
-    def check(self, checkpoint: dict[str, Any]) -> None:
-        """Raise `SheetbendError` if a checkpoint is not of these settings and adapters, as far as it tells."""
+    def check(self, checkpoint: dict[str, Any], processes: int = 1) -> None:
+        """Raise `SheetbendError` if a checkpoint is not of these settings, adapters and number of processes."""
         saved = checkpoint.get("adaptation", {})
         if saved.get("tasks") != self.task_names or saved.get("modules") != list(self.merge.parts):
             raise SheetbendError(
@@ -334,6 +335,11 @@ class TestTimeAdaptation(LightningModule):
                     f"checkpoint is of another adaptation: its {name} are {there}, here they are {here}; give another "
                     "run folder"
                 )
+        if saved.get("processes", 1) != processes:  # each sees batches of its own
+            raise SheetbendError(
+                f"checkpoint is of another number of devices ({saved['processes']} there, {processes} now); give "
+                f"--trainer.devices {saved['processes']}, or --overwrite true to begin again"
+            )
         changed = [task for task, content in self._hashes.items() if saved.get("adapters", {}).get(task) != content]
         if changed:
             raise SheetbendError(

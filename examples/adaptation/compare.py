@@ -76,9 +76,13 @@ def run_stage(jobs: Sequence[Job], folder: Path, parallel: int, console: Console
 def choose(plan: Plan, worlds: Sequence[str], path: Path, parallel: int, console: Console) -> None:
     """Try settings on validation data and write the best of each row to ``path``."""
     run_stage([plan.training(world, search.SEED) for world in worlds], plan.folder, parallel, console)
-    run_stage([job for world in worlds for job in search.jobs(plan, world)], plan.folder, parallel, console)
+    static = {world: search.static_trials(plan, world) for world in worlds}
+    bests = {world: search.best(tried) for world, tried in static.items()}
+    run_stage(
+        [job for world in worlds for job in search.jobs(plan, world, bests[world])], plan.folder, parallel, console
+    )
     for world in worlds:
-        tried = [*search.static_trials(plan, world), *search.learned_trials(plan, world)]
+        tried = [*static[world], *search.learned_trials(plan, world, bests[world])]
         best = search.best(tried)
         search.show(console, world, tried, [(row, choice) for row, (choice, _) in best.items()])
         search.write_chosen({world: best}, path)
@@ -108,7 +112,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     add("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS), help="(default: both)")
-    add("--steps", type=int, default=300, help="of an adaptation (default: 300)")
+    add("--steps", type=int, default=200, help="of an adaptation (default: 200)")
     add("--folder", type=Path, default=Path("runs/adaptation"), help="of all runs (default: runs/adaptation)")
     add("--config", type=Path, default=CONFIG, help="of a fit of adapters (default: configs/quickstart.yaml)")
     add("--jobs", type=int, default=2, help="commands at a time, one thread each (default: 2)")

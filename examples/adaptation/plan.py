@@ -91,7 +91,7 @@ class Plan:
     """
 
     folder: Path
-    steps: int = 300
+    steps: int = 200
     config: Path = CONFIG
 
     def run_folder(self, world: str, seed: int) -> Path:
@@ -209,7 +209,7 @@ def starts(world: str, chosen: dict[str, Choice]) -> list[tuple[Row, Choice]]:
 
 
 def static_coefficients(chosen: dict[str, Choice]) -> dict[str, list[float]]:
-    """Return the coefficients of each static merge: where the learned ones start, and the best on validation data."""
+    """Return the coefficients of each static merge: the best on validation data, and where learned ones start."""
     values = {name: [choice.coefficient] for name, choice in chosen.items() if name not in ROWS}
     for row in ROWS.values():
         values[STARTS[row.start]].append(chosen[row.name].coefficient)

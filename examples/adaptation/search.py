@@ -1,4 +1,8 @@
-"""Settings of all merges, chosen on validation data: learned ones adapt to it, and its labels choose."""
+"""Settings of all merges, chosen on validation data: learned ones adapt to it, and its labels choose.
+
+First the coefficients of the static merges, then the learning rates of the learned ones, each of which starts from the
+best static merge of its kind.
+"""
 
 import json
 from collections.abc import Iterable
@@ -9,30 +13,30 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.curves import Curves
-from examples.adaptation.plan import ROWS, Choice, Job, Plan, callbacks, static_methods, static_name
+from examples.adaptation.plan import ROWS, STARTS, Choice, Job, Plan, callbacks, static_methods, static_name
 from lightning_modules.scores import headline_scores
 from mergers.files import atomic_write
 
 SEED = 0
 LEARNING_RATES = (1e-3, 5e-3, 2e-2)
-START_COEFFICIENTS = {"task_arithmetic": (0.3, 0.5), "cart": (1.0, 2.3), "tsv": (1.0,)}
 STATIC_COEFFICIENTS = {
     "task-arithmetic": (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
-    "cart": (0.5, 1.0, 1.5, 2.0, 2.3, 2.8),
+    "cart": (0.5, 1.0, 1.5, 2.0, 2.3, 2.8, 3.5, 4.5, 6.0),
     "tsv-m": (0.3, 0.5, 0.7, 0.85, 1.0, 1.2),
     "knots-ties": (0.4, 0.6, 0.8, 1.0, 1.2, 1.5),
 }
 
 # (row, settings, validation accuracy)
 Tried = list[tuple[str, Choice, float]]
+# The settings of each row with the highest accuracy, and that accuracy.
+Best = dict[str, tuple[Choice, float]]
 
 
-def candidates() -> list[tuple[str, Choice]]:
-    """Return what is tried of the learned merges."""
+def candidates(static: Best) -> list[tuple[str, Choice]]:
+    """Return what is tried of the learned merges, given the best of the static ones."""
     return [
-        (name, Choice(coefficient, rate))
+        (name, Choice(static[STARTS[row.start]][0].coefficient, rate))
         for name, row in ROWS.items()
-        for coefficient in START_COEFFICIENTS[row.start]
         for rate in LEARNING_RATES
     ]
 
@@ -46,18 +50,18 @@ def label(row: str, choice: Choice) -> str:
     return f"search_{row}_c{choice.coefficient:g}_lr{choice.learning_rate:g}"
 
 
-def jobs(plan: Plan, world: str) -> list[Job]:
+def jobs(plan: Plan, world: str, static: Best) -> list[Job]:
     """Return the trials of the learned merges, each adapted to the validation data."""
     return [
         plan.adaptation(world, SEED, ROWS[row], choice, on="val", name=label(row, choice))
-        for row, choice in candidates()
+        for row, choice in candidates(static)
     ]
 
 
-def learned_trials(plan: Plan, world: str) -> Tried:
+def learned_trials(plan: Plan, world: str, static: Best) -> Tried:
     """Return what `jobs` have found: the validation accuracy at the end, mean over tasks."""
     tried = []
-    for row, choice in candidates():
+    for row, choice in candidates(static):
         folder = plan.adaptation_folder(world, SEED, label(row, choice))
         tried.append((row, choice, last_accuracy(folder / "history.csv")))
     return tried
@@ -85,16 +89,16 @@ def static_trials(plan: Plan, world: str) -> Tried:
     return [(method, Choice(c), means[static_name(method, c)]) for method, grid in grids.items() for c in grid]
 
 
-def best(tried: Tried) -> dict[str, tuple[Choice, float]]:
+def best(tried: Tried) -> Best:
     """Return the settings of each row with the highest accuracy, the first of equals."""
-    found: dict[str, tuple[Choice, float]] = {}
+    found: Best = {}
     for row, choice, accuracy in tried:
         if row not in found or accuracy > found[row][1]:
             found[row] = choice, accuracy
     return found
 
 
-def write_chosen(chosen: dict[str, dict[str, tuple[Choice, float]]], path: Path) -> None:
+def write_chosen(chosen: dict[str, Best], path: Path) -> None:
     """Write the settings for `examples.adaptation.plan.read_chosen`; other worlds in the file stay as they are."""
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for world, rows in chosen.items():

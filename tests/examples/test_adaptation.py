@@ -1,15 +1,17 @@
 """The comparison of learned merges with static ones: what is run, what is made of it, and whole fine-tuning."""
 
 import json
+import math
 import re
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from rich.console import Console
 from transformers import CLIPVisionModelWithProjection
 
-from examples.adaptation import compare, search, tables
+from examples.adaptation import answers, compare, explain, search, tables
 from examples.adaptation.finetune_whole import WholeImageClassifier, finetune, is_done
 from examples.adaptation.finetune_whole import main as finetune_main
 from examples.adaptation.plan import (
@@ -26,6 +28,7 @@ from examples.adaptation.plan import (
 )
 from launch.lightning_cli import ConfigurationOnly
 from lightning_modules import ImageClassifier, Score
+from lightning_modules.scores import headline_scores
 from mergers import Cart, Merger, SheetbendError
 from mergers.adaptive import AdaRank
 from tests.lightning_modules.adapting import lora_clip
@@ -126,18 +129,19 @@ def test_what_was_not_searched_is_named(tmp_path, chosen, capsys):
 
 
 def test_search_takes_the_settings_with_the_best_validation_accuracy_at_the_end(tmp_path):
-    plan = Plan(tmp_path)
-    for row, choice in search.candidates():
-        good = choice == Choice(search.START_COEFFICIENTS[ROWS[row].start][-1], 2e-2)
+    plan, coefficients = Plan(tmp_path), {"task-arithmetic": 0.5, "cart": 2.3, "tsv-m": 0.85}
+    static = {name: (Choice(coefficient), 0.6) for name, coefficient in coefficients.items()}
+    for row, choice in search.candidates(static):
+        good = choice.learning_rate == 2e-2
         folder = plan.adaptation_folder("lora", 0, search.label(row, choice))
         folder.mkdir(parents=True)
         lines = ["step,epoch,variant,task,metric,value"]
         for step, value in ((1, 0.9), (2, 0.7 if good else 0.6)):
             lines += [f"{step},0,x,{task},accuracy,{value}" for task in TASKS]
         (folder / "history.csv").write_text("\n".join(lines) + "\n")
-    jobs = search.jobs(plan, "lora")
+    jobs = search.jobs(plan, "lora", static)
     assert all(job.words[-2:] == ("--test_after_fit", "false") and "val" in job.words for job in jobs)
-    tried = search.learned_trials(plan, "lora")
+    tried = search.learned_trials(plan, "lora", static)
     assert len(jobs) == len(tried)
     assert search.best(tried)["adarank-cart"] == (Choice(2.3, 2e-2), 0.7)
     assert search.best([("cart", Choice(1.0), 0.6), ("cart", Choice(2.0), 0.6)])["cart"][0] == Choice(1.0)
@@ -245,3 +249,57 @@ def test_static_merges_are_what_adapters_are_adapted_from(tiny_clip):
         static = Merger(**config).merge(adapters).dense()
         for module, update in static.items():
             torch.testing.assert_close(begun[module], update, atol=1e-5, rtol=1e-4)
+
+
+def test_answers_of_a_test_are_summed_up_by_variant_and_task(tiny_clip):
+    tester, data = lora_clip(tiny_clip)
+    collect = answers.AnswersCallback()
+    trainer = Trainer(**QUIET, logger=False, enable_checkpointing=False, callbacks=[collect])
+    trainer.test(tester, datamodule=data, verbose=False)
+    found = {0: collect.answers()}
+    measured = {(score.variant, score.task): score.value for score in headline_scores(tester.scores())}
+    assert {(one.variant, one.task): pytest.approx(one.accuracy) for one in found[0]} == measured
+    for one in found[0]:
+        assert 0 < one.entropy < math.log(one.classes) and 1 / one.classes <= one.favourite <= 1
+
+
+def test_entropy_and_accuracy_are_shown_task_by_task():
+    def one(variant, task, accuracy, entropy):
+        return answers.Answers(variant, task, 3, accuracy, entropy, 0.5)
+
+    found = {
+        seed: [
+            *(one("pretrained", task, 0.2, 1.0) for task in TASKS),
+            one("cart-1", "hue", 0.4, 0.8 + seed),
+            one("cart-1", "shade", 0.4, 1.2),
+            one("adarank-cart", "hue", 0.6, 0.2),
+            one("adarank-cart", "shade", 0.1, 0.1),
+        ]
+        for seed in (0, 1)
+    }
+    starts = {"adarank-cart": "cart-1"}
+    lines = answers.markdown(found, starts).splitlines()
+    assert lines[0] == "| variant | hue (3) | shade (3) |"
+    assert "| cart-1 | 40 / 1.30 / 50 | 40 / 1.20 / 50 |" in lines
+    assert "| adarank-cart (from cart-1) | 60 / 0.20 / 50 | 10 / 0.10 / 50 |" in lines
+    assert lines[-1].endswith("| +1.00 |") and answers.order(found, "hue") < 0
+    assert answers.tidy_csv({"lora": found}).splitlines()[1] == "lora,0,pretrained,hue,3,0.2,1.0,0.5"
+    answers.picture(found, starts)
+
+
+def test_what_is_explained_is_what_was_compared(chosen, tmp_path, capsys):
+    plan = Plan(tmp_path)
+    for world, starts_of in (("lora", "mergers.Cart"), ("whole", "start-cart-2.3")):
+        starting = [row.name for row, _ in starts(world, chosen[world])]
+        for name in (*ROWS, *starting):
+            (plan.adaptation_folder(world, 1, name) / "merged").mkdir(parents=True)
+        command = explain.words(plan, world, 1, chosen[world])
+        read = ConfigurationOnly(command[1:]).config["fit"]
+        merges, collect = read.trainer.callbacks
+        found = merges.init_args.mergers
+        assert {*ROWS} <= {*found} and collect.class_path == "examples.adaptation.answers.AnswersCallback"
+        assert found["adarank-cart+d"] == str(tmp_path / f"{world}-1" / "adaptations" / "adarank-cart+d" / "merged")
+        assert starts_of in str(found)
+    with pytest.raises(SystemExit) as exit_:
+        explain.main(["--chosen", str(tmp_path / "none.json"), "--folder", str(tmp_path)])
+    assert exit_.value.code == 2 and "choose them first with --search" in capsys.readouterr().err

@@ -118,24 +118,37 @@ def test_a_checkpoint_of_something_else_is_refused_and_nothing_is_written(run, t
         (["--adaptation.start", "tvs"], "expected one of task_arithmetic, cart, tsv, not 'tvs'"),
         (["--adaptation.step", "1"], "did you mean 'steps'?"),
         (["--adaptation.learning_rate", "1e30"], "the entropy is nan at step 2; give a smaller"),
+        (["--adaptation.learning_rate", "1e38"], "adaptation.learning_rate is 1e+38; give a number above 0 and below"),
+        (["--adaptation.learning_rate", "x"], "adaptation.learning_rate: expected float, not 'x'"),
         (["--adaptation.leave_out", "."], "leave_out '.' leaves nothing to merge"),
-        (
-            [
-                "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping",
-                "--trainer.callbacks.monitor",
-                "val_score",
-            ],
-            "trainer: Early stopping conditioned on metric `val_score` which is not available",
-        ),
     ],
 )
 def test_what_the_user_can_fix_is_one_line(run, capsys, words, expected):
     before = tree(run[0])
     assert expected in refused(capsys, *run[1], *words)
     left = {path for path in tree(run[0]) if path not in before}
-    if not {"1e30", "val_score"} & set(words):  # these are found out on the way
+    if "1e30" not in words:  # this is found out on the way
         assert not left
     assert not [path for path in left if "merged" in path.parts or path.name.startswith("results")]
+
+
+def test_checkpoints_and_early_stopping_of_training_are_left_to_it(run, tmp_path, capsys):
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    kept = tmp_path / "kept" / "best.ckpt"
+    kept.parent.mkdir()
+    kept.write_text("of training")
+    callbacks = {
+        "ModelCheckpoint": {"dirpath": str(kept.parent), "filename": "best", "enable_version_counter": False},
+        "EarlyStopping": {"monitor": "val_score"},
+    }
+    for name, arguments in callbacks.items():
+        one = {"class_path": f"lightning.pytorch.callbacks.{name}", "init_args": arguments}
+        config["trainer"]["callbacks"].append(one)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    main([*run[1], "--test_after_fit", "false"])
+    assert "ModelCheckpoint, EarlyStopping left to fit" in capsys.readouterr().out
+    assert kept.read_text() == "of training" and [*kept.parent.iterdir()] == [kept]
+    assert (run[0] / FOLDER / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_the_script_adapts_to_validation_data_without_a_caveat(run):

@@ -52,6 +52,8 @@ def test_a_checkpoint_of_other_adapters_is_refused(tiny_clip, tmp_path):
     ]:
         with pytest.raises(SheetbendError, match=expected):
             adapt(built, tmp_path, settings, ckpt_path=path)
+    with pytest.raises(SheetbendError, match=r"devices \(1 there, 2 now\); give --trainer\.devices 1"):
+        whole.check(torch.load(path), processes=2)
 
 
 def test_a_checkpoint_is_of_these_adapters_whatever_the_precision_makes_of_the_base(tiny_clip, tmp_path):
