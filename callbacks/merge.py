@@ -1,5 +1,7 @@
 """Merged models in the evaluation loop."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from lightning_modules.checks import check_folder_name
 from lightning_modules.full_checkpoints import is_full_checkpoint, load_full_checkpoint
 from lightning_modules.variants import ENSEMBLE, FINETUNED, PRETRAINED, ensemble
 from mergers import Adapter, Merger, SheetbendError, load_adapter
+from mergers.output.summary import MERGE_FILE
 
 # Variants that are always there, and the other folders that stand beside theirs in tensorboard/.
 RESERVED = (PRETRAINED, FINETUNED, ENSEMBLE, "training", "report")
@@ -94,7 +97,9 @@ class MergeCallback(Callback):
         if isinstance(merge, Merger):
             return module.variant(str(merge), merge.merge(adapters))
         if isinstance(merge, Path):
-            return module.variant(f"the merge in {merge}", load_merge(merge, module))
+            made, notes = what_was_merged(merge)
+            variant = module.variant(f"{made}; read from {merge}", load_merge(merge, module))
+            return replace(variant, caveats=tuple(f"{merge}: {note}" for note in notes))
         return module.variant(str(merge.merger), merge)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LoRATasks) -> None:
@@ -105,6 +110,15 @@ class MergeCallback(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LoRATasks) -> None:
         """Let go of the merged weights."""
         _release(pl_module)
+
+
+def what_was_merged(folder: Path) -> tuple[str, list[str]]:
+    """Return what a folder says of the merge in it: how it was made, and what the user of it should know."""
+    try:
+        content = json.loads((folder / MERGE_FILE).read_text(encoding="utf-8"))
+        return str(content["merger"]), [str(note) for note in content["notes"]]
+    except (OSError, ValueError, KeyError, TypeError):  # of another maker, or of an earlier one
+        return "a merge that was made before", []
 
 
 def load_merge(folder: Path, module: LoRATasks) -> Adapter:

@@ -143,16 +143,22 @@ def normalised(results: Results) -> Figure:
     return figure
 
 
-def curves(history: Curves) -> Figure:
-    """Return validation scores over training steps: a panel a task and one for their mean."""
+def curves(history: Curves, adaptation: bool = False) -> Figure:
+    """Return validation scores over training steps: a panel a task and one for their mean.
+
+    Args:
+        history: the validations.
+        adaptation: whether a merge was adapted; each panel then has a range of its own, since little changes.
+    """
     panels = _with_mean(history.tasks)
     looks = style(history.variants)
     wide = min(3 if len(panels) in (5, 6, 9) else 4, len(panels))
     tall = math.ceil(len(panels) / wide)
     # The legend takes the empty place of the grid, if there is one that holds it.
     inside = len(panels) < wide * tall and len(history.variants) <= 12
-    figure = Figure(figsize=(2.75 * wide + (0.3 if inside else 1.9), 2.45 * tall + 0.3), layout="constrained")
-    grid = figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=True).ravel()
+    beside = not inside and len(history.variants) > 1
+    figure = Figure(figsize=(2.75 * wide + (1.9 if beside else 0.3), 2.45 * tall + 0.3), layout="constrained")
+    grid = figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=not adaptation).ravel()
     # Points far apart are hard to see as lines alone; many of them hide the lines.
     marker = "o" if len(history.steps) <= 20 else ""
     for axes, task in zip(grid, panels, strict=False):
@@ -174,14 +180,20 @@ def curves(history: Curves) -> Figure:
         words, weight = ("mean over tasks", "bold") if task == "mean" else (task, "normal")
         axes.set_title(words, fontsize=10.5, color=INK, loc="left", fontweight=weight)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if adaptation:
+            axes.set_ylim(_limits([value for line in axes.lines for value in line.get_ydata()]))
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10]))
+            axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     last = grid[len(panels) - 1]
     for axes in grid[len(panels) :]:
         axes.axis("off")
     for index, axes in enumerate(grid[: len(panels)]):
         # The lowest visible panel of a column carries the numbers of the shared axis.
         axes.tick_params(labelbottom=index + wide >= len(panels))
-    figure.supxlabel("training step", fontsize=10, color=INK)
+    figure.supxlabel(f"{'adaptation' if adaptation else 'training'} step", fontsize=10, color=INK)
     figure.supylabel(f"validation {history.measure} (%)", fontsize=10, color=INK)
+    if len(history.variants) == 1:  # whose name is that of the run
+        return figure
     handles, labels = last.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda index: labels[index] != "finetuned")
     entries = [handles[index] for index in order], [labels[index] for index in order]
@@ -190,6 +202,20 @@ def curves(history: Curves) -> Figure:
     else:
         figure.legend(*entries, loc="outside right center", frameon=False, fontsize=9.5)
     return figure
+
+
+def _limits(values: Sequence[float], height: float = 10.0) -> tuple[float, float]:
+    """Return the ends of an axis around percentages, at least ``height`` apart and hardly beyond what there can be.
+
+    >>> _limits([61.0, 62.0]), _limits([99.0, 100.0]), _limits([0.0, 20.0])
+    ((56.5, 66.5), (91.0, 101.0), (-1.0, 21.0))
+    """
+    found = [value for value in values if not math.isnan(value)] or [0.0]
+    low, high = min(found), max(found)
+    room = max(0.05 * (high - low), (height - high + low) / 2)
+    floor, ceiling = (-1.0 if low >= 0 else -101.0), 101.0
+    low = max(min(low - room, ceiling - height), floor)
+    return low, min(max(high + room, low + height), ceiling)
 
 
 def _with_mean(tasks: Sequence[str]) -> list[str]:
@@ -205,12 +231,13 @@ def _split_word(split: str) -> str:
     return "validation" if split == "val" else split
 
 
-def figures(results: Results | None, history: Curves) -> dict[str, Figure]:
+def figures(results: Results | None, history: Curves, adaptation: bool = False) -> dict[str, Figure]:
     """Return every plot there are numbers for, by file name.
 
     Args:
         results: what the test measured, if it ran.
         history: the validations while fitting.
+        adaptation: as for `curves`.
     """
     found = {}
     if results is not None:
@@ -218,5 +245,5 @@ def figures(results: Results | None, history: Curves) -> dict[str, Figure]:
         if any(results.mean_normalised(name) is not None for name in results.variants):
             found["normalised.png"] = normalised(results)
     if len(history.steps) > 1:
-        found["curves.png"] = curves(history)
+        found["curves.png"] = curves(history, adaptation)
     return found

@@ -3,9 +3,10 @@
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from callbacks.adaptation_plots import COEFFICIENTS_PICTURE, KEPT_PICTURE
 from callbacks.results import (
     BY_NAME,
     Column,
@@ -20,13 +21,21 @@ from lightning_modules.scores import Score
 from lightning_modules.variants import ENSEMBLE
 
 CAPTIONS = {
-    "bars.png": "{} of every variant on every task",
-    "normalised.png": "{} as a share of finetuned, mean over tasks",
-    "curves.png": "Validation {} over training",
+    "bars.png": "{measure} of every variant on every task",
+    "normalised.png": "{measure} as a share of finetuned, mean over tasks",
+    "curves.png": "Validation {measure} over {fitting}",
+    KEPT_PICTURE: "Directions that are kept, per layer and task",
+    COEFFICIENTS_PICTURE: "Learned coefficients, per layer and task",
 }
 
 
-def report(results: Results, plots: Sequence[str] = (), command: str | None = None, caveats: Sequence[str] = ()) -> str:
+def report(
+    results: Results,
+    plots: Sequence[str] = (),
+    command: str | None = None,
+    caveats: Sequence[str] = (),
+    adaptation: bool = False,
+) -> str:
     """Return the report as GitHub-flavoured Markdown.
 
     Args:
@@ -34,17 +43,19 @@ def report(results: Results, plots: Sequence[str] = (), command: str | None = No
         plots: names of the files in ``plots/`` that there are.
         command: what repeats the run.
         caveats: what the reader should know of the data, one sentence or two each.
+        adaptation: whether the run adapted a merge, where others train.
     """
     meta = results.meta
     split = {"val": "validation"}.get(results.split, results.split)
     seed = f", seed {meta['seed']}" if meta.get("seed") is not None else ""
     size = f"{counted(len(results.tasks), 'task')}, {counted(results.examples, f'{split} example')}{seed}."
     parts = [f"# {meta.get('run', 'run')}: {split} results", size, *_tables(results)]
-    captions = {name: words.format(results.measure) for name, words in CAPTIONS.items()}
+    fitting = "adaptation" if adaptation else "training"
+    captions = {name: words.format(measure=results.measure, fitting=fitting) for name, words in CAPTIONS.items()}
     parts += [f"![{words[0].upper()}{words[1:]}](plots/{name})" for name, words in captions.items() if name in plots]
     parts += _settings(results)
     parts += _repeat(command)
-    parts += _data(results, split)
+    parts += _data(results, split, {"fit": "adaptation"} if adaptation else {})
     parts += ["## Read with care", "\n".join(f"- {line}" for line in [*_always(results, split), *caveats])]
     return "\n\n".join(parts) + "\n"
 
@@ -140,7 +151,7 @@ def _repeat(command: str | None) -> list[str]:
     return ["## How to repeat", f"```\n{command}\n```", words]
 
 
-def _data(results: Results, split: str) -> list[str]:
+def _data(results: Results, split: str, phases: Mapping[str, str]) -> list[str]:
     variant = "finetuned" if "finetuned" in results.variants else results.variants[0]
     prints = results.meta.get("splits") or {}
     names = list(dict.fromkeys(name for task in results.tasks for name in prints.get(task, {})))
@@ -155,7 +166,8 @@ def _data(results: Results, split: str) -> list[str]:
     if names:
         parts.append("Runs whose fingerprints agree saw the same examples; `results.json` has them in full.")
     facts = [f"{name} {version}" for name, version in (results.meta.get("versions") or {}).items()]
-    facts += [f"{name} {_duration(value)}" for name, value in (results.meta.get("seconds") or {}).items()]
+    seconds = results.meta.get("seconds") or {}
+    facts += [f"{phases.get(name, name)} {_duration(value)}" for name, value in seconds.items()]
     return [*parts, ", ".join(facts) + "."] if facts else parts
 
 
@@ -176,6 +188,16 @@ def _always(results: Results, split: str) -> list[str]:
         lines.append(
             f"Finetuned is not above 0 on {', '.join(lost)}: nothing can be normalised by it, and there is no mean of "
             "normalised values."
+        )
+    pretrained = {task: results.value("pretrained", task) for task in results.tasks}
+    equal = [
+        task
+        for task in results.tasks
+        if None not in (finetuned[task], pretrained[task]) and 0 < finetuned[task] <= pretrained[task]
+    ]
+    if equal:
+        lines.append(
+            f"Finetuned is no better than pretrained on {', '.join(equal)}: norm. mean is no share of anything there."
         )
     if ENSEMBLE in results.variants:
         lines.append("The ensemble is measured in joint label spaces alone, and has no value of a task's own labels.")

@@ -11,10 +11,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from callbacks import plots
+from callbacks.adaptation_plots import COEFFICIENTS_PICTURE, KEPT_PICTURE
 from callbacks.curves import Curves
 from callbacks.event_files import VariantEvents, write_test, write_validation
 from callbacks.report import repeat_command, report
 from callbacks.results import Results, results_view
+from datamodules import UnlabelledBatches
+from lightning_modules import TestTimeAdaptation
 from mergers.files import atomic_write
 
 VERSIONS = ("torch", "lightning", "peft")
@@ -67,7 +70,7 @@ class ResultsCallback(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the validation to the curves, or, for ``validate``, show it."""
-        if trainer.sanity_checking:
+        if trainer.sanity_checking and not isinstance(pl_module, TestTimeAdaptation):  # it looks at where it starts
             return
         scores = pl_module.scores()
         if trainer.state.fn != "fit":
@@ -95,7 +98,8 @@ class ResultsCallback(Callback):
         self._fitting = False
         self._close()
         if _writes(trainer) and self.plots and len(self.curves.steps) > 1:
-            _write(Path(trainer.default_root_dir) / "plots" / "curves.png", plots.png(plots.curves(self.curves)))
+            drawn = plots.curves(self.curves, _adapts(trainer))
+            _write(Path(trainer.default_root_dir) / "plots" / "curves.png", plots.png(drawn))
 
     # Test.
 
@@ -117,10 +121,13 @@ class ResultsCallback(Callback):
         # The numbers first: no plot that fails may cost them.
         _write(folder / "results.json", results.to_json())
         _write(folder / "results.csv", results.to_csv())
-        drawn = plots.figures(results, history) if self.plots else {}
+        adapts = _adapts(trainer)
+        drawn = plots.figures(results, history, adapts) if self.plots else {}
         images = {name: plots.png(figure) for name, figure in drawn.items()}
-        caveats = [*getattr(trainer.datamodule, "caveats", ()), *self.notes]
-        text = report(results, list(images), repeat_command(), caveats)
+        of_variants = [caveat for variant in pl_module.variants.values() for caveat in variant.caveats]
+        caveats = [*getattr(trainer.datamodule, "caveats", ()), *of_variants, *self.notes]
+        learned = _pictures_of_learned(folder) if adapts and self.plots else []
+        text = report(results, [*images, *learned], repeat_command(), caveats, adapts)
         for name, content in images.items():
             _write(folder / "plots" / name, content)
         _write(folder / "report.md", text)
@@ -187,6 +194,15 @@ class ResultsCallback(Callback):
 
 def _writes(trainer: Trainer) -> bool:
     return trainer.is_global_zero and not trainer.fast_dev_run
+
+
+def _adapts(trainer: Trainer) -> bool:
+    return isinstance(trainer.datamodule, UnlabelledBatches)
+
+
+def _pictures_of_learned(folder: Path) -> list[str]:
+    # `AdaptationCheckpoint` has drawn them when adapting ended.
+    return [name for name in (KEPT_PICTURE, COEFFICIENTS_PICTURE) if (folder / "plots" / name).is_file()]
 
 
 def _write(path: Path, content: str | bytes) -> None:

@@ -5,15 +5,16 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from callbacks import MergeCallback
 from callbacks.merge import RESERVED
+from callbacks.results import counted
 from datamodules import TaskDataModule
 from datamodules.unlabelled import UnlabelledBatches
-from lightning_modules import LoRATasks
-from lightning_modules.test_time_adaptation import Adaptation, TestTimeAdaptation
+from lightning_modules import Adaptation, LoRATasks, TestTimeAdaptation
 from mergers import SheetbendError
+from mergers.adaptive.adarank import FIRST_LOGIT
 from mergers.cache import AlignmentCache
 
 FOLDER = "adaptations"
@@ -21,18 +22,21 @@ FOLDER = "adaptations"
 # What a run of so many steps, each over all tasks, needs of the Trainer whatever training needed.
 _TRAINER = {
     "max_epochs": -1,
+    "max_time": None,
     "min_epochs": None,
     "min_steps": None,
     "overfit_batches": 0.0,
     "check_val_every_n_epoch": 1,
     "val_check_interval": 1.0,
     "limit_train_batches": 1.0,
+    "num_sanity_val_steps": -1,  # a look at where it starts
+    "reload_dataloaders_every_n_epochs": 0,
     "use_distributed_sampler": False,
 }
 
 
 class AdaptingTrainer(Trainer):
-    """Lightning's Trainer with one more verb, which the command line needs for its subcommand."""
+    """Lightning's Trainer; it also adapts."""
 
     def adapt(self, model: Any, datamodule: Any = None, ckpt_path: str | None = None) -> None:
         """Learn a merge on unlabelled data, then test every variant."""
@@ -44,8 +48,11 @@ def folder_of(run: Path, settings: Adaptation) -> Path:
     return run / FOLDER / settings.label
 
 
-def trainer_settings(settings: Adaptation, run: Path) -> dict[str, Any]:
-    """Return the flags of the Trainer that an adaptation sets itself."""
+def trainer_settings(settings: Adaptation, run: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the flags of the Trainer that an adaptation sets itself; say so of lengths that are given."""
+    lengths = [flag for flag, none in (("max_steps", -1), ("max_time", None)) if given.get(flag, none) != none]
+    if lengths:
+        _say(f"trainer.{' and '.join(lengths)}: left to fit; adaptation.steps says how long it is adapted")
     return _TRAINER | {"max_steps": settings.steps, "default_root_dir": str(folder_of(run, settings))}
 
 
@@ -67,7 +74,13 @@ def prepared(
 ) -> tuple[TestTimeAdaptation, UnlabelledBatches]:
     """Return the module to fit and its data; ``model`` has been built on ``datamodule``."""
     cache = AlignmentCache()
-    _say(f"decomposing the updates of {len(model.task_names)} tasks: {settings}")
+    _say(f"{settings.label}: {settings}")
+    if settings.learn != "coefficients" and settings.steps * settings.learning_rate < FIRST_LOGIT:
+        rank_zero_warn(
+            f"no mask can change in {settings.steps} steps at learning rate {settings.learning_rate:g}, since each "
+            f"begins {FIRST_LOGIT} away from flipping; give more steps, or a larger adaptation.learning_rate"
+        )
+    _say(f"decomposing the updates of {counted(len(model.task_names), 'task')}")
     adaptation = TestTimeAdaptation(model, settings, cache.encoder(settings.decomposition))
     data = UnlabelledBatches(
         datamodule,
@@ -82,19 +95,26 @@ def prepared(
 
 
 def add_to_test(trainer: Trainer, adaptation: TestTimeAdaptation) -> None:
-    """Have the next test run through the learned merge too, beside those of the MergeCallback."""
+    """Have the next test run through the learned merge and its start too, beside those of the MergeCallback."""
     found = [callback for callback in trainer.callbacks if isinstance(callback, MergeCallback)]
     if not found:
         found = [MergeCallback({})]
         trainer.callbacks.insert(0, found[0])
-    found[0].mergers[adaptation.settings.label] = adaptation.merged()
+    label = adaptation.settings.label
+    found[0].mergers |= {start_name(label): adaptation.start(), label: adaptation.merged()}
+
+
+def start_name(label: str) -> str:
+    """Return what tables call the merge from which that of this name was learned."""
+    return f"{label}-start"
 
 
 def check_name(trainer: Trainer, settings: Adaptation) -> None:
     """Raise `SheetbendError` if the name of the learned merge stands for something else."""
     taken = {name for one in trainer.callbacks if isinstance(one, MergeCallback) for name in one.mergers}
-    if settings.label in (*RESERVED, *taken):
-        what = "callbacks.MergeCallback has a merge of this name" if settings.label in taken else ", ".join(RESERVED)
+    if {settings.label, start_name(settings.label)} & {*RESERVED, *taken}:
+        in_use = "callbacks.MergeCallback has a merge of this name, or of that with -start behind it"
+        what = ", ".join(RESERVED) if settings.label in RESERVED else in_use
         raise SheetbendError(
             f"adaptation.name {settings.label!r} stands for something else ({what}); give another adaptation.name"
         )

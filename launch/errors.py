@@ -10,6 +10,10 @@ from typing import Any
 # What a union of types says of each member that did not fit; the one specific reason stands among them.
 GENERIC = ("Does not validate", "Expected a", "Not a valid subclass", "Type mismatch", "a class path", "a dict ")
 
+# What the parser calls a type: a class, one of several values, or a class of ours in a mapping.
+KIND = r"(?:<class '(\w+)'>|typing\.Literal\[(.*?)\]|(dot import path))"
+NAMES = {"NoneType": "null"}
+
 
 def one_line(message: str, known: Iterable[str] = (), place: str = "", lacking: Iterable[str] = ()) -> str:
     """Shorten a message of jsonargparse.
@@ -39,12 +43,13 @@ def one_line(message: str, known: Iterable[str] = (), place: str = "", lacking: 
     reasons = [line[2:] for line in lines if line.startswith("- ")]
     specific = [reason for reason in reasons if not reason.startswith(GENERIC)]
     if specific:
-        return prefix + specific[0]
-    types = re.findall(r"^[\s-]*(?:Parser key .*: )?Expected a <class '(\w+)'>", message, flags=re.M)
+        inner = re.search(r'Parser key "[^"]+":\s*Expected.*', specific[0])
+        return one_line(inner[0], place=place) if inner else prefix + specific[0]
+    types = re.findall(rf"^[\s-]*(?:Parser key .*: )?Expected a {KIND}", message, flags=re.M)
     value = re.search(r"(?:Given|Got) value: (.*)", message)
-    if value and types:
-        wanted = " or ".join("null" if name == "NoneType" else name for name in types)
-        return f"{prefix}expected {wanted}, not {value[1]!r}"
+    if value and any(name for name, *_ in types):
+        wanted = (NAMES.get(name) or name or values.replace("'", "") or "a mapping" for name, values, _ in types)
+        return f"{prefix}expected {' or '.join(wanted)}, not {value[1]!r}"
     if message.startswith("Unexpected config"):
         return "the configuration is no mapping of settings; see configs/quickstart.yaml"
     required = re.search(r"the following arguments are required: (.*)", message)
@@ -54,6 +59,9 @@ def one_line(message: str, known: Iterable[str] = (), place: str = "", lacking: 
     if choices:
         known_values = choices[1].replace("'", "")
         return f"{prefix}expected one of {known_values}, not {choices[2]!r}"
+    other = re.search(r"Expected (.*?)\. Got value: (.*)", message)
+    if other:
+        return f"{prefix}expected {other[1]}, not {other[2]}"
     return re.sub(r"\s+", " ", message.removeprefix("error:")).strip()
 
 

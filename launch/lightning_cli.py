@@ -110,9 +110,11 @@ class SheetbendCLI(LightningCLI):
         except MisconfigurationException as error:
             raise SheetbendError(f"trainer: {' '.join(str(error).split())}") from None
         except ValueError as error:
-            if "Does not validate against" not in str(error):
+            if "Does not validate against" in str(error):
+                raise SheetbendError(one_line(str(error))) from None
+            if "Trainer(" not in str(error):
                 raise
-            raise SheetbendError(one_line(str(error))) from None
+            raise SheetbendError(f"trainer: {' '.join(str(error).split())}") from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has, each unless the configuration brings its own."""
@@ -130,7 +132,7 @@ class SheetbendCLI(LightningCLI):
         ]
         settings = {**self._get(self.config_init, "trainer")}
         if adapts:
-            settings |= adaptation.trainer_settings(self.adaptation, self.folder)
+            settings |= adaptation.trainer_settings(self.adaptation, self.folder, settings)
             settings["callbacks"] = adaptation.without_those_of_training(settings.get("callbacks") or [])
         if settings.get("enable_progress_bar") is not False:
             own.append(progress_bar())
@@ -237,6 +239,8 @@ class SheetbendCLI(LightningCLI):
     def _refuse_own_inputs(self, ckpt_path: str | None, adapters: str | dict[str, str] | None) -> None:
         """Refuse to replace a run by what it would be made from."""
         sources = list(adapters.values()) if isinstance(adapters, dict) else [adapters]
+        merges = [one for one in self.trainer.callbacks if isinstance(one, callbacks.MergeCallback)]
+        sources += [merge for one in merges for merge in one.mergers.values() if isinstance(merge, Path)]
         for source in (source for source in (ckpt_path, *sources) if source is not None):
             if Path(source).resolve().is_relative_to(self.output.resolve()):
                 raise SheetbendError(

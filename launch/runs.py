@@ -18,7 +18,9 @@ OUTPUTS = (
     "adaptations",
     "adapters",
     "checkpoints",
+    "coefficients.csv",
     "config.yaml",
+    "entropy.csv",
     "history.csv",
     "kept_rank.csv",
     "learned.safetensors",
@@ -89,7 +91,9 @@ def resume_point(folder: Path, config: dict[str, Any], flags: Collection[str] = 
     """
     checkpoint = folder / CHECKPOINT
     elsewhere = "--adaptation.name" if flags == ADAPTATION_SETTINGS else "--trainer.default_root_dir"
-    if not any((folder / name).exists() for name in (CHECKPOINT, "adapters", "results.json")):
+    if not any(
+        (folder / name).exists() for name in (CHECKPOINT, "adapters", "results.json", "merged", "learned.safetensors")
+    ):
         return None
     saved_file = folder / "config.yaml"
     if not saved_file.is_file():

@@ -1,116 +1,24 @@
 """AdaRank and AdaMerging: a merge learned by lowering the entropy of its answers on unlabelled examples."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Adam
 
+from lightning_modules.adaptation import Adaptation
 from lightning_modules.base import LoRATasks
-from lightning_modules.checks import check_folder_name, check_number
 from lightning_modules.lora import without_adapters
 from lightning_modules.scores import Score, headline_scores, headlines
 from lightning_modules.variants import Variant, replaced
 from mergers import Adapter, MergedAdapter, SheetbendError
 from mergers.adapters.kinds import as_it_lies, as_update_lies
-from mergers.adaptive import AdaRank, KeptRanks
+from mergers.adaptive import KeptRanks
 from mergers.adaptive.adarank import Encode
 from mergers.models import weight_places
-
-Split = Literal["train", "val", "test"]
-Stop = Literal["steps", "plateau"]
-
-_SHORT = {"task_arithmetic": "ta", "cart": "cart", "tsv": "tsv"}
-_METHOD = {"both": "adarank", "masks": "adarank-masks", "coefficients": "adamerging"}
-
-
-@dataclass(frozen=True)
-class Adaptation(AdaRank):
-    """How a merge is adapted to unlabelled data (see `AdaRank` for what is learned).
-
-    Attributes:
-        name: Of the result in tables and folders; none: made of method, start and space, such as adarank-cart; with
-            diversity, ``+d`` follows.
-        steps: Optimiser steps; each sees one batch of every task.
-        batch_size: Examples of each task in a step.
-        learning_rate: Adam's.
-        betas: Adam's decay rates of the first and the second moment.
-        adapt_on: The split whose examples, without their labels, are adapted to. ``test`` is the paper's setting; it
-            is transductive, since the result is tested on these very examples, and the results say so.
-        fraction: Share of the split that is used, chosen by the seed.
-        look_every: Steps between two looks at the validation accuracy, which is drawn but never chooses anything; none:
-            a tenth of all. Entropy is averaged over as many steps, and a checkpoint is written.
-        diversity: Weight of the entropy of the mean answer over a task's batch, which is subtracted from the loss, so
-            that answers do not collapse onto few classes (Liang et al., SHOT, ICML 2020, arXiv 2002.08546). 0 is
-            AdaRank's own loss. Above 0 assumes classes that are about equally frequent, several of them in a batch.
-        stop: ``steps``: after all steps. ``plateau``: earlier, when twice in a row the mean entropy of such a window is
-            not 1 % below the lowest before. The state reported is the one at the end.
-    """
-
-    name: str | None = None
-    steps: int = 1000
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    adapt_on: Split = "test"
-    fraction: float = 1.0
-    look_every: int | None = None
-    diversity: float = 0.0
-    stop: Stop = "steps"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("steps", "batch_size", "look_every"):
-            if getattr(self, field) is not None:
-                check_number(f"adaptation.{field}", getattr(self, field), least=1)
-        check_number("adaptation.learning_rate", self.learning_rate, above=0, below=1e31)
-        for beta in self.betas:
-            check_number("adaptation.betas", beta, least=0, below=1)
-        check_number("adaptation.diversity", self.diversity, least=0)
-        for field, choices in (("adapt_on", Split), ("stop", Stop)):
-            if getattr(self, field) not in get_args(choices):
-                known = ", ".join(get_args(choices))
-                raise SheetbendError(f"adaptation.{field} is {getattr(self, field)!r}; known: {known}")
-        check_number("adaptation.fraction", self.fraction, above=0)
-        if self.fraction > 1:
-            raise SheetbendError(f"adaptation.fraction is {self.fraction:g}; give a share in (0, 1]")
-        if self.name is not None:
-            check_folder_name("adaptation.name", self.name)
-
-    def __str__(self) -> str:
-        """Say in one line what is learned, on what."""
-        part = "" if self.fraction == 1 else f"{self.fraction:.3g} of "
-        diverse = f", diversity {self.diversity:g}" if self.diversity else ""
-        return f"{super().__str__()}{diverse} in {self.steps} steps on {part}the unlabelled {self.adapt_on} data"
-
-    @property
-    def label(self) -> str:
-        """The name of the result.
-
-        >>> Adaptation("cart").label, Adaptation(learn="coefficients", space="knots", diversity=1.0).label
-        ('adarank-cart', 'adamerging-ta-knots+d')
-        """
-        knots = "-knots" if self.space == "knots" else ""
-        diverse = "+d" if self.diversity else ""
-        return self.name or f"{_METHOD[self.learn]}-{_SHORT[self.start]}{knots}{diverse}"
-
-    @property
-    def window(self) -> int:
-        """Steps between two looks."""
-        return self.look_every or max(1, self.steps // 10)
-
-    @property
-    def caveats(self) -> tuple[str, ...]:
-        """What a reader of the results should know."""
-        if self.adapt_on != "test":
-            return ()
-        return (
-            f"{self.label} was adapted to the test examples themselves, without their labels (transductive, as in the "
-            "paper); other merges have not seen them.",
-        )
 
 
 class TestTimeAdaptation(LightningModule):
@@ -125,7 +33,7 @@ class TestTimeAdaptation(LightningModule):
 
     Args:
         tester: the model with its adapters, built; its weights stay as they are.
-        settings: what is learned, and how.
+        settings: what is learned, and how; none: as by default.
         encode: takes the place of the decomposition, such as a cached one.
 
     Raises:
@@ -134,9 +42,9 @@ class TestTimeAdaptation(LightningModule):
 
     __test__ = False  # no test class, whatever pytest thinks of the name
 
-    def __init__(self, tester: LoRATasks, settings: Adaptation = Adaptation(), encode: Encode | None = None):
+    def __init__(self, tester: LoRATasks, settings: Adaptation | None = None, encode: Encode | None = None):
         super().__init__()
-        self.settings = settings
+        self.settings = settings = settings or Adaptation()
         self.strict_loading = False  # checkpoints hold what is learned, not the backbone
         self._classes = {task.name: _present_classes(task) for task in tester.tasks}
         self.tester = tester.requires_grad_(False)
@@ -200,8 +108,15 @@ class TestTimeAdaptation(LightningModule):
         return weights
 
     def merged(self) -> MergedAdapter:
-        """Return the merge as it stands, low-rank where the adapters are."""
-        return self.merge.merged(self.logits, self.coefficients)
+        """Return the merge as it stands, low-rank where the adapters are; it says how many steps made it."""
+        merged = self.merge.merged(self.logits, self.coefficients)
+        merged.merger = replace(self.settings, steps=self.global_step or self.settings.steps)
+        merged.metadata = merged.metadata | {"notes": [*merged.metadata.get("notes", []), *self.settings.caveats]}
+        return merged
+
+    def start(self) -> MergedAdapter:
+        """Return the merge as it stood before the first step."""
+        return self.merge.merged(self.merge.first_logits(), self.merge.first_coefficients())
 
     def kept(self) -> KeptRanks:
         """Return how many directions of each task are on."""
@@ -276,6 +191,10 @@ class TestTimeAdaptation(LightningModule):
 
     # Validation, for looking only.
 
+    def on_train_epoch_start(self) -> None:
+        """Forget the last look: the last window may be too short for one."""
+        self._scores = []
+
     def on_validation_epoch_start(self) -> None:
         """Merge once for this look."""
         self.tester.evaluator.reset()
@@ -313,7 +232,7 @@ class TestTimeAdaptation(LightningModule):
         checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in own}
         of = {"modules": list(self.merge.parts), "tasks": self.task_names, "adapters": self._hashes}
         state = {"entropies": list(self.entropies), "window": list(self._window), "processes": self.trainer.world_size}
-        checkpoint["adaptation"] = of | state
+        checkpoint["adaptation"] = of | state | {"settings": self._lasting}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the windows where the checkpoint left them; refuse one of another merge."""
@@ -321,9 +240,25 @@ class TestTimeAdaptation(LightningModule):
         saved = checkpoint["adaptation"]
         self.entropies, self._window = list(saved["entropies"]), list(saved["window"])
 
+    @property
+    def _lasting(self) -> dict[str, Any]:
+        """The settings that a run and the one that goes on with it share; names of folders may differ."""
+        return {key: value for key, value in asdict(self.settings).items() if key != "name"}
+
     def check(self, checkpoint: dict[str, Any], processes: int = 1) -> None:
         """Raise `SheetbendError` if a checkpoint is not of these settings, adapters and number of processes."""
         saved = checkpoint.get("adaptation", {})
+        lacking = {"entropies", "window", "settings"} - set(saved) | {"logits", "coefficients"} - {
+            name for name, value in checkpoint["state_dict"].items() if isinstance(value, Tensor)
+        }
+        if lacking:
+            raise SheetbendError(f"checkpoint lacks {min(lacking)}; give --overwrite true to begin again")
+        changed = [key for key, value in self._lasting.items() if saved["settings"].get(key) != value]
+        if changed:
+            raise SheetbendError(
+                f"checkpoint is of other settings ({changed[0]}: {saved['settings'].get(changed[0])} there, "
+                f"{self._lasting[changed[0]]} now); give the same, or another adaptation.name"
+            )
         if saved.get("tasks") != self.task_names or saved.get("modules") != list(self.merge.parts):
             raise SheetbendError(
                 "checkpoint is of another adaptation: its tasks or modules differ; give another run folder"

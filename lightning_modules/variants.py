@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class Variant:
         branches: updates that are added as a branch beside a layer instead, by the layer's name: A (r, in), B (out, r).
         own_adapter: each batch runs through the adapter of its own task, and nothing is replaced.
         ensemble: each batch runs through the adapters of all tasks; the largest logit of a joint class counts.
+        caveats: what a reader of its results should know, a sentence each.
     """
 
     description: str
@@ -35,10 +36,11 @@ class Variant:
     branches: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     own_adapter: bool = False
     ensemble: bool = False
+    caveats: tuple[str, ...] = ()
 
     def released(self) -> "Variant":
         """Return the variant without its tensors."""
-        return Variant(self.description, None, {}, self.own_adapter, self.ensemble)
+        return replace(self, weights=None, branches={})
 
 
 def pretrained() -> Variant:

@@ -1,7 +1,7 @@
 """Settings of all merges, chosen on validation data: learned ones adapt to it, and its labels choose.
 
-First the coefficients of the static merges, then the learning rates of the learned ones, each of which starts from the
-best static merge of its kind.
+First the coefficients of the static merges, then those and the learning rates of the learned ones, each of which starts
+where AdaRank's paper does and from the best static merge of its kind.
 """
 
 import json
@@ -15,6 +15,7 @@ from rich.table import Table
 from callbacks.curves import Curves
 from examples.adaptation.plan import ROWS, STARTS, Choice, Job, Plan, callbacks, static_methods, static_name
 from lightning_modules.scores import headline_scores
+from mergers.adaptive import AdaRank
 from mergers.files import atomic_write
 
 SEED = 0
@@ -35,8 +36,9 @@ Best = dict[str, tuple[Choice, float]]
 def candidates(static: Best) -> list[tuple[str, Choice]]:
     """Return what is tried of the learned merges, given the best of the static ones."""
     return [
-        (name, Choice(static[STARTS[row.start]][0].coefficient, rate))
+        (name, Choice(coefficient, rate))
         for name, row in ROWS.items()
+        for coefficient in sorted({AdaRank(row.start).first_coefficient, static[STARTS[row.start]][0].coefficient})
         for rate in LEARNING_RATES
     ]
 

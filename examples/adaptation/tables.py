@@ -22,9 +22,9 @@ NOTES = (
     "are of the adaptation, looks at validation data in them; decomposing and testing are not.",
     "Learned rows were adapted for {steps} steps to the test examples themselves, without their labels (transductive, "
     "as in the paper); static rows have not seen them. *+d*: with SHOT's term against collapse (diversity 1). Numbers "
-    "behind the names of static rows are coefficients, the best on validation data; learned rows start there. "
-    "*start-*: CART and TSV as AdaRank starts from them where that is no static merge, since it decomposes neither "
-    "embeddings nor the projection of whole models.",
+    "behind the names of static rows are coefficients: the best on validation data, and those where learned rows "
+    "start. *start-*: CART and TSV as AdaRank starts from them where that is no static merge, since it decomposes "
+    "neither embeddings nor the projection of whole models.",
 )
 
 

@@ -23,6 +23,9 @@ from mergers.updates import Adapter, Update
 Learn = Literal["masks", "coefficients", "both"]
 Encode = Callable[[Sequence[Update]], Encoded]
 
+# No coefficient or temperature beyond this, or its inverse, leaves float32 room for what is computed.
+_LEAST = 1e-6
+
 # Mask logits of directions that begin on, and minus those of the others.
 FIRST_LOGIT = 0.1
 
@@ -88,10 +91,10 @@ class AdaRank:
             raise SheetbendError("AdaRank start tsv makes directions orthonormal itself; use space full with it")
         if self.rank_ratio is not None and not 0 < self.rank_ratio <= 1:
             raise SheetbendError(f"AdaRank rank_ratio is {self.rank_ratio}; give a fraction in (0, 1]")
-        if not 0 < self.temperature < float("inf"):
-            raise SheetbendError(f"AdaRank temperature is {self.temperature}; give a number above 0")
-        if self.coefficient is not None and not abs(self.coefficient) < float("inf"):
-            raise SheetbendError(f"AdaRank coefficient is {self.coefficient}; give a finite number")
+        if not _LEAST <= self.temperature <= 1 / _LEAST:
+            raise SheetbendError(f"AdaRank temperature is {self.temperature}; give one from {_LEAST} to {1 / _LEAST:g}")
+        if self.coefficient is not None and not abs(self.coefficient) <= 1 / _LEAST:
+            raise SheetbendError(f"AdaRank coefficient is {self.coefficient}; give one of at most {1 / _LEAST:g}")
         for field in ("masked", "leave_out"):
             try:
                 re.compile(getattr(self, field) or "")
@@ -107,7 +110,8 @@ class AdaRank:
         for field in ("coefficient", "rank_ratio"):
             if getattr(self, field) is not None:
                 given.append(f"{field}={getattr(self, field):g}")
-        return f"AdaRank({', '.join(given)}), {what} learned"
+        layerwise = self.learn == "coefficients" and self.start == "task_arithmetic"
+        return f"{'AdaMerging' if layerwise else 'AdaRank'}({', '.join(given)}), {what} learned"
 
     @property
     def first_coefficient(self) -> float:

@@ -141,6 +141,44 @@ def test_one_task_alone_needs_no_mean():
     assert all(len(plots.png(figure)) > 5000 for figure in drawn.values())
 
 
+def looked_at(levels, variant="adarank"):
+    """The validations of one variant: a level a task, which falls by two points."""
+    curves = Curves()
+    for step in range(0, 50, 10):
+        found = [Score(variant, task, "accuracy", level - 0.0005 * step, 100) for task, level in levels.items()]
+        curves = curves.record(step, step // 10, found)
+    return curves
+
+
+def test_each_panel_of_an_adaptation_has_a_range_of_its_own():
+    levels = {"low": 0.021, "middle": 0.5, "high": 1.0}
+    figure = plots.curves(looked_at(levels), adaptation=True)
+    plots.png(figure)
+    for axes, level in zip(figure.axes, levels.values(), strict=False):
+        low, high = axes.get_ylim()
+        assert high - low == pytest.approx(10) and -1 <= low < 100 * level - 2 and 100 * level < high <= 101
+        shown = [tick.get_text() for tick in axes.get_yticklabels() if low <= tick.get_position()[1] <= high]
+        assert axes.yaxis.get_tick_params()["labelleft"] and len(shown) >= 4
+    assert figure.get_supxlabel() == "adaptation step"
+    wide = Curves((*looked_at({"a": 0.9}).points, *looked_at({"a": 0.3}, "other").points))
+    low, high = plots.curves(wide, adaptation=True).axes[0].get_ylim()
+    assert low < 28 and high > 90
+
+
+def test_panels_of_a_fit_share_their_range():
+    figure = plots.curves(looked_at({"a": 0.2, "b": 0.9}))
+    assert len({axes.get_ylim() for axes in figure.axes}) == 1
+    assert figure.get_supxlabel() == "training step"
+
+
+def test_one_line_needs_no_legend():
+    one = plots.curves(looked_at({"a": 0.5, "b": 0.6}), adaptation=True)
+    two = plots.curves(history(3, tasks=TASKS[:2], merges=()))
+    assert not one.legends and two.legends and one.get_figwidth() < two.get_figwidth()
+    inside = plots.curves(looked_at(dict.fromkeys(TASKS[:4], 0.5)))
+    assert not any(axes.get_legend() for axes in inside.axes)
+
+
 def test_what_has_no_numbers_is_not_drawn():
     results = Results(tuple(scores(references=("pretrained",))))
     assert list(plots.figures(results, Curves())) == ["bars.png"]

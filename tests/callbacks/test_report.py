@@ -2,7 +2,6 @@ import doctest
 import importlib
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from callbacks.event_files import VariantEvents, scalars_of_test
 from callbacks.report import repeat_command, report, standard_error, tables
 from callbacks.results import Results
 from callbacks.results_callback import ResultsCallback
+from lightning_modules import Variant
 from lightning_modules.scores import Score
 
 VARIANTS = {"pretrained": "no adapters", "finetuned": "own adapter", "ties": "TIES | density 0.2"}
@@ -44,7 +44,7 @@ class Module(LightningModule):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.variants = {name: SimpleNamespace(description=text) for name, text in VARIANTS.items()}
+        self.variants = {name: Variant(text) for name, text in VARIANTS.items()}
         self.seed = 7
 
     def training_step(self, batch, batch_idx):
@@ -308,6 +308,37 @@ def test_report_of_little():
     assert "| ties | **50.0** | **50.0** |" in text
     assert "finetuned" not in text and "hits@" not in text and "How to repeat" not in text and "![" not in text
     assert "1 task, 40 test examples.\n" in text
+
+
+def test_report_of_an_adaptation():
+    results = Results(tuple(scores(0.1)), {"seconds": {"fit": 168.0, "test": 2.0}})
+    pictures = ["curves.png", "kept_rank.png", "coefficients.png"]
+    text = report(results, pictures, adaptation=True)
+    assert "adaptation 2 min 48 s, test 2 s." in text and "fit 2 min" not in text
+    assert "![Directions that are kept, per layer and task](plots/kept_rank.png)" in text
+    assert "![Learned coefficients, per layer and task](plots/coefficients.png)" in text
+    assert "![Validation accuracy over adaptation](plots/curves.png)" in text
+    text = report(results, pictures)
+    assert "fit 2 min 48 s, test 2 s." in text and "![Validation accuracy over training](plots/curves.png)" in text
+
+
+def test_only_an_adaptation_takes_in_pictures_of_one(run, tmp_path):
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "kept_rank.png").write_bytes(b"of another run")
+    trainer(tmp_path, ResultsCallback()).test(Module(), datamodule=Data(), verbose=False)
+    text = (tmp_path / "report.md").read_text()
+    assert "plots/bars.png" in text and "kept_rank" not in text and ", test 0 s." in text
+
+
+@pytest.mark.parametrize(("finetuned", "told"), [(0.6, True), (0.7, True), (0.8, False)])
+def test_a_task_on_which_finetuning_gained_nothing_is_named(finetuned, told):
+    values = {"pretrained": (0.5, 0.7, 0.4), "finetuned": (0.9, finetuned, 0.0), "ties": (0.8, 0.7, 0.1)}
+    found = [Score(name, t, "accuracy", v, 50) for name, own in values.items() for t, v in zip("abc", own, strict=True)]
+    line = "- Finetuned is no better than pretrained on b: norm. mean is no share of anything there."
+    text = report(Results(tuple(found)))
+    assert (line in text) is told and "Finetuned is not above 0 on c:" in text
+    without = [score for score in found if score.variant != "pretrained"]
+    assert "no better" not in report(Results(tuple(without)))
 
 
 def test_every_number_of_a_test_has_its_tag():

@@ -17,6 +17,7 @@ from examples.adaptation.finetune_whole import main as finetune_main
 from examples.adaptation.plan import (
     CONFIG,
     ROWS,
+    STARTS,
     Choice,
     Job,
     Plan,
@@ -132,13 +133,18 @@ def test_search_takes_the_settings_with_the_best_validation_accuracy_at_the_end(
     plan, coefficients = Plan(tmp_path), {"task-arithmetic": 0.5, "cart": 2.3, "tsv-m": 0.85}
     static = {name: (Choice(coefficient), 0.6) for name, coefficient in coefficients.items()}
     for row, choice in search.candidates(static):
-        good = choice.learning_rate == 2e-2
+        good = choice.learning_rate == 2e-2 and choice.coefficient == coefficients[STARTS[ROWS[row].start]]
         folder = plan.adaptation_folder("lora", 0, search.label(row, choice))
         folder.mkdir(parents=True)
         lines = ["step,epoch,variant,task,metric,value"]
         for step, value in ((1, 0.9), (2, 0.7 if good else 0.6)):
             lines += [f"{step},0,x,{task},accuracy,{value}" for task in TASKS]
         (folder / "history.csv").write_text("\n".join(lines) + "\n")
+    tried = [choice.coefficient for name, choice in search.candidates(static) if name == "adarank-tsv"]
+    assert tried == [0.85] * 3 + [1.0] * 3  # the best static merge's, and the paper's
+    assert (
+        len([choice for name, choice in search.candidates(static) if name == "adarank-cart"]) == 3
+    )  # one and the same
     jobs = search.jobs(plan, "lora", static)
     assert all(job.words[-2:] == ("--test_after_fit", "false") and "val" in job.words for job in jobs)
     tried = search.learned_trials(plan, "lora", static)

@@ -78,12 +78,12 @@ def test_a_learned_merge_is_tested_beside_the_others_and_gone_on_with(run, capsy
     assert {path: content for path, content in tree(run[0]).items() if folder not in path.parents} == before
     assert not [name for name in names if name.rpartition("/")[2].startswith(".")]
     variants = {score["variant"] for score in learned[0][0]}
-    assert variants == {"pretrained", "finetuned", "mean", "knots-ties", "adarank-ta"}
+    assert variants == {"pretrained", "finetuned", "mean", "knots-ties", "adarank-ta-start", "adarank-ta"}
     assert "transductive" in (folder / "report.md").read_text()
     assert yaml.safe_load((folder / "config.yaml").read_text())["overwrite"] is False
     events = EventAccumulator(str(folder / "tensorboard" / "adarank-ta"))
     events.Reload()
-    assert [event.step for event in events.Scalars("val_accuracy/hue")] == [2, 4]
+    assert [event.step for event in events.Scalars("val_accuracy/hue")] == [0, 2, 4]
     line = refused(capsys, *words, "--adaptation.learning_rate", "0.1")
     assert "learning_rate: 0.05 there, 0.1 now" in line and "another --adaptation.name" in line
 
@@ -100,7 +100,11 @@ def test_a_checkpoint_of_something_else_is_refused_and_nothing_is_written(run, t
     assert "or not of an adaptation" in refused(capsys, *fresh, "--ckpt_path", str(tmp_path / "fit.ckpt"))
     assert "nope.ckpt does not exist" in refused(capsys, *fresh, "--ckpt_path", "nope.ckpt")
     line = refused(capsys, *fresh, "--adaptation.space", "knots", "--ckpt_path", str(folder / "checkpoints/last.ckpt"))
-    assert "checkpoint is of another adaptation" in line
+    assert "checkpoint is of other settings (space: full there, knots now)" in line
+    lacking = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    del lacking["adaptation"]["entropies"]
+    torch.save(lacking, tmp_path / "lacking.ckpt")
+    assert "checkpoint lacks entropies" in refused(capsys, *fresh, "--ckpt_path", str(tmp_path / "lacking.ckpt"))
     line = refused(capsys, *words, "--overwrite", "true", "--ckpt_path", str(folder / "checkpoints/last.ckpt"))
     assert "last.ckpt, which this run starts from" in line
     assert tree(run[0]) == before
@@ -111,7 +115,7 @@ def test_a_checkpoint_of_something_else_is_refused_and_nothing_is_written(run, t
     [
         (
             ["--adaptation.name", "mean"],
-            "stands for something else (callbacks.MergeCallback has a merge of this name)",
+            "stands for something else (callbacks.MergeCallback has a merge of this name, or of that with -start",
         ),
         (["--adaptation.name", "finetuned"], "adaptation.name 'finetuned' stands for something else"),
         (["--adaptation.start", "tsv", "--adaptation.space", "knots"], "use space full with it"),
@@ -120,6 +124,13 @@ def test_a_checkpoint_of_something_else_is_refused_and_nothing_is_written(run, t
         (["--adaptation.learning_rate", "1e30"], "the entropy is nan at step 2; give a smaller"),
         (["--adaptation.learning_rate", "1e38"], "adaptation.learning_rate is 1e+38; give a number above 0 and below"),
         (["--adaptation.learning_rate", "x"], "adaptation.learning_rate: expected float, not 'x'"),
+        (["--adaptation.steps", "9" * 22], "adaptation.steps is 9999999999999999999999; give a number of at least 1"),
+        (["--adaptation.coefficient", "1e18"], "AdaRank coefficient is 1e+18; give one of at most 1e+06"),
+        (["--adaptation.temperature", "1e-300"], "AdaRank temperature is 1e-300; give one from 1e-06 to 1e+06"),
+        (["--adaptation.diversity", "1e300"], "adaptation.diversity is 1e+300; give a number of at least 0 and below"),
+        (["--adaptation.betas", "[0.9]"], "adaptation.betas: expected a tuple with 2 elements, not [0.9]"),
+        (["--adaptation", "5"], "adaptation: expected null or a mapping, not '5'"),
+        (["--trainer.barebones", "true"], "trainer: `Trainer(barebones=True"),
         (["--adaptation.leave_out", "."], "leave_out '.' leaves nothing to merge"),
     ],
 )
@@ -149,6 +160,51 @@ def test_checkpoints_and_early_stopping_of_training_are_left_to_it(run, tmp_path
     assert "ModelCheckpoint, EarlyStopping left to fit" in capsys.readouterr().out
     assert kept.read_text() == "of training" and [*kept.parent.iterdir()] == [kept]
     assert (run[0] / FOLDER / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_lengths_of_training_are_left_to_it(run, capsys):
+    """And what would begin each window with the same batches is not done."""
+    learned = []
+    for more in ([], ["--trainer.max_steps", "2", "--trainer.max_time", "00:00:00:01"],
+                 ["--trainer.reload_dataloaders_every_n_epochs", "1"]):  # fmt: skip
+        main([*run[1], *more, "--test_after_fit", "false", "--overwrite", "true"])
+        said = "trainer.max_steps and max_time: left to fit" in capsys.readouterr().out
+        assert said == ("--trainer.max_steps" in more)
+        learned.append((run[0] / FOLDER / "learned.safetensors").read_bytes())
+    assert learned[1:] == learned[:1] * 2
+
+
+def test_a_result_without_checkpoint_is_not_replaced_unasked(run, capsys):
+    words = [*run[1], "--trainer.enable_checkpointing", "false", "--test_after_fit", "false"]
+    main(words)
+    capsys.readouterr()
+    before = tree(run[0])
+    assert "learning_rate: 0.05 there, 0.1 now" in refused(capsys, *words, "--adaptation.learning_rate", "0.1")
+    assert tree(run[0]) == before
+
+
+def test_what_was_adapted_says_so_wherever_it_is_tested(run, tmp_path, capsys):
+    """And how many steps made it, and nobody removes a merge that the same command would test."""
+    with pytest.MonkeyPatch.context() as patch:  # a plateau wherever it looks
+        patch.setattr("lightning_modules.test_time_adaptation.on_plateau", lambda entropies: len(entropies) == 2)
+        main([*run[1], "--test_after_fit", "false", "--adaptation.stop", "plateau"])
+    capsys.readouterr()
+    merged = run[0] / FOLDER / "merged"
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config["trainer"]["callbacks"][0]["init_args"]["mergers"] = {"learned": str(merged)}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    main(["test", *run[1][1:]])
+    report = (run[0] / "report.md").read_text()
+    assert f"{merged}: adarank-ta was adapted to the test examples themselves" in report
+    assert "masks and coefficients learned in 4 steps" in report and f"read from {merged}" in report
+    capsys.readouterr()
+    assert "would remove" in refused(capsys, *run[1], "--overwrite", "true")
+    assert merged.is_dir()
+
+
+def test_no_mask_can_change_in_few_small_steps(run):
+    with pytest.warns(UserWarning, match="no mask can change in 5 steps at learning rate 0.001"):
+        main([*run[1], "--test_after_fit", "false", "--adaptation.learning_rate", "1e-3"])
 
 
 def test_the_script_adapts_to_validation_data_without_a_caveat(run):
