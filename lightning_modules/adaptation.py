@@ -1,6 +1,6 @@
 """How a merge is adapted to unlabelled data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from lightning_modules.checks import check_folder_name, check_number
@@ -72,7 +72,7 @@ class Adaptation(AdaRank):
     def __str__(self) -> str:
         """Say in one line what is learned, on what."""
         part = "" if self.fraction == 1 else f"{self.fraction:.3g} of "
-        diverse = f", diversity {self.diversity:g}" if self.diversity else ""
+        diverse = f" with diversity {self.diversity:g}" if self.diversity else ""
         return (
             f"{super().__str__()}{diverse} in {self.steps} steps at learning rate {self.learning_rate:g} on {part}the "
             f"unlabelled {self.adapt_on} data"
@@ -109,3 +109,22 @@ class Adaptation(AdaRank):
             f"{self.label} was adapted to {part} test examples themselves, without their labels (transductive, as in "
             "the paper); other merges have not seen them.",
         )
+
+    @property
+    def beginning(self) -> "Beginning":
+        """What it is before the first step."""
+        return Beginning(**{field.name: getattr(self, field.name) for field in fields(AdaRank)})
+
+
+class Beginning(AdaRank):
+    """A merge before anything is learned.
+
+    >>> str(Adaptation("cart", diversity=1.0).beginning)
+    'cart, coefficient 2.3, 16% of the directions: before anything is learned'
+    """
+
+    def __str__(self) -> str:
+        """Say in one line what it is."""
+        space = " in KnOTS space" if self.space == "knots" else ""
+        share = f"{self.first_ratio:.0%} of the directions"
+        return f"{self.start}{space}, coefficient {self.first_coefficient:g}, {share}: before anything is learned"

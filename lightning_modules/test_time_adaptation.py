@@ -116,7 +116,9 @@ class TestTimeAdaptation(LightningModule):
 
     def start(self) -> MergedAdapter:
         """Return the merge as it stood before the first step."""
-        return self.merge.merged(self.merge.first_logits(), self.merge.first_coefficients())
+        start = self.merge.merged(self.merge.first_logits(), self.merge.first_coefficients())
+        start.merger = self.settings.beginning
+        return start
 
     def kept(self) -> KeptRanks:
         """Return how many directions of each task are on."""
