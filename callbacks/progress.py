@@ -34,20 +34,24 @@ class PlainProgress(ProgressBar):
         if self._enabled and self.trainer.is_global_zero:
             print(text, flush=True)
 
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where an adaptation starts."""
-        if isinstance(pl_module, TestTimeAdaptation):
-            self._say(adaptation_line(trainer.global_step, pl_module))
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and say what is ahead."""
-        self._started = time.monotonic()
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what is ahead of an adaptation."""
         if isinstance(pl_module, TestTimeAdaptation):
             settings = pl_module.settings
             self._say(
                 f"adapting to {counted(len(pl_module.task_names), 'task')}: {counted(settings.steps, 'step')}, each of "
                 f"{counted(settings.batch_size, 'example')} a task"
             )
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where an adaptation starts."""
+        if isinstance(pl_module, TestTimeAdaptation):
+            self._say(adaptation_line(trainer.global_step, pl_module))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock, and say what is ahead of a training."""
+        self._started = time.monotonic()
+        if isinstance(pl_module, TestTimeAdaptation):
             return
         tasks = len(getattr(pl_module, "task_names", ())) or 1
         turns = counted(tasks, "task") + (" in turn" if tasks > 1 else "")
