@@ -373,6 +373,6 @@ def test_the_quickstart_adapts_adapters_that_fit_has_left(tmp_path):
         *("--trainer.enable_progress_bar", "false"),
     ]
     main(["adapt", *words])
-    results = json.loads((tmp_path / "adaptations" / "adarank-cart+d" / "results.json").read_text())
+    results = json.loads((tmp_path / "adaptations" / "adarank-ta+d" / "results.json").read_text())
     variants = {row["variant"] for row in results["scores"] if row["task"] == "digits"}
-    assert {"adarank-cart+d", "task-arithmetic", "knots-ties", "finetuned"} <= variants
+    assert {"adarank-ta+d", "task-arithmetic", "knots-ties", "finetuned"} <= variants
