@@ -55,7 +55,7 @@ class Adaptation(AdaRank):
         for field in ("steps", "batch_size", "look_every"):
             if getattr(self, field) is not None:
                 check_number(f"adaptation.{field}", getattr(self, field), least=1, below=2**31)
-        check_number("adaptation.learning_rate", self.learning_rate, above=0, below=1e31)
+        check_number("adaptation.learning_rate", self.learning_rate, above=0, below=3.3e37)
         for beta in self.betas:
             check_number("adaptation.betas", beta, least=0, below=1)
         check_number("adaptation.diversity", self.diversity, least=0, below=1e6)

@@ -236,7 +236,7 @@ def test_what_is_masked_and_what_keeps_the_base():
         ({"start": "tsv", "space": "knots"}, "use space full"),
         ({"rank_ratio": 0.0}, "rank_ratio is 0.0; give a fraction"),
         ({"temperature": 0.0}, "temperature is 0.0"),
-        ({"coefficient": float("nan")}, "coefficient is nan; give a finite number"),
+        ({"coefficient": float("nan")}, "coefficient is nan; give one of at most"),
         ({"masked": "("}, "masked '(' is no regular expression"),
     ],
 )
