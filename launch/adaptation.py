@@ -77,8 +77,8 @@ def prepared(
     _say(f"{settings.label}: {settings}")
     if settings.learn != "coefficients" and settings.steps * settings.learning_rate < FIRST_LOGIT:
         rank_zero_warn(
-            f"no mask can change in {settings.steps} steps at learning rate {settings.learning_rate:g}, since each "
-            f"begins {FIRST_LOGIT} away from flipping; give more steps, or a larger adaptation.learning_rate"
+            f"hardly a mask can change in {settings.steps} steps at learning rate {settings.learning_rate:g}, since "
+            f"each begins {FIRST_LOGIT} away from flipping; give more steps, or a larger adaptation.learning_rate"
         )
     _say(f"decomposing the updates of {counted(len(model.task_names), 'task')}")
     adaptation = TestTimeAdaptation(model, settings, cache.encoder(settings.decomposition))

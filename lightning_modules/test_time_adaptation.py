@@ -250,7 +250,7 @@ class TestTimeAdaptation(LightningModule):
     def check(self, checkpoint: dict[str, Any], processes: int = 1) -> None:
         """Raise `SheetbendError` if a checkpoint is not of these settings, adapters and number of processes."""
         saved = checkpoint.get("adaptation", {})
-        lacking = {"entropies", "window", "settings"} - set(saved) | {"logits", "coefficients"} - {
+        lacking = {"entropies", "window", "settings", "processes"} - set(saved) | {"logits", "coefficients"} - {
             name for name, value in checkpoint["state_dict"].items() if isinstance(value, Tensor)
         }
         if lacking:
@@ -272,7 +272,7 @@ class TestTimeAdaptation(LightningModule):
                     f"checkpoint is of another adaptation: its {name} are {there}, here they are {here}; give another "
                     "run folder"
                 )
-        if saved.get("processes", 1) != processes:  # each sees batches of its own
+        if saved["processes"] != processes:  # each sees batches of its own
             raise SheetbendError(
                 f"checkpoint is of another number of devices ({saved['processes']} there, {processes} now); give "
                 f"--trainer.devices {saved['processes']}, or --overwrite true to begin again"

@@ -203,8 +203,8 @@ def test_what_was_adapted_says_so_wherever_it_is_tested(run, tmp_path, capsys):
     assert merged.is_dir()
 
 
-def test_no_mask_can_change_in_few_small_steps(run):
-    with pytest.warns(UserWarning, match="no mask can change in 5 steps at learning rate 0.001"):
+def test_hardly_a_mask_can_change_in_few_small_steps(run):
+    with pytest.warns(UserWarning, match="hardly a mask can change in 5 steps at learning rate 0.001"):
         main([*run[1], "--test_after_fit", "false", "--adaptation.learning_rate", "1e-3"])
 
 
