@@ -1,0 +1,1 @@
+"""``sheetbend search``: the best settings of merges, found on validation data."""

@@ -1,0 +1,169 @@
+"""What is searched, and how."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from lightning_modules.checks import check_folder_name, check_number
+from mergers import Merger, SheetbendError
+from mergers.fields import find_setting, settings_of, with_setting
+
+Method = Literal["grid", "one_at_a_time", "optuna"]
+
+# One value for each setting that is searched, by its dotted name.
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Range:
+    """All numbers between two.
+
+    Attributes:
+        low: The smallest.
+        high: The largest.
+        step: Between neighbours; none: every number counts, which only optuna can search.
+        log: Whether small numbers are looked at as closely as large ones; takes no step.
+    """
+
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            check_number(f"search range {name}", getattr(self, name))
+        if self.low >= self.high:
+            raise SheetbendError(f"search range from {self.low:g} to {self.high:g} is empty; give low below high")
+        if self.step is not None:
+            check_number("search range step", self.step, above=0)
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise SheetbendError("search range with log: true begins above 0 and takes no step; mend it")
+
+    def values(self) -> list[float]:
+        """Return the numbers of a range with steps.
+
+        >>> Range(0.1, 0.5, 0.2).values(), Range(1, 3, 1).values()
+        ([0.1, 0.3, 0.5], [1, 2, 3])
+        """
+        count = math.floor((self.high - self.low) / self.step + 1e-9)
+        found = [round(self.low + number * self.step, 12) for number in range(count + 1)]
+        whole = all(isinstance(number, int) for number in (self.low, self.step))
+        return [int(number) for number in found] if whole else found
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the best settings of merges are found.
+
+    Attributes:
+        over: What each merge of the MergeCallback is searched over: by the name of a setting, such as ``coefficients``,
+            ``density``, ``Dare.drop_rate``, ``space`` or ``method.rank_ratio``, a list of values, or a range
+            (low, high, and step or log). Merges that lack a setting pass it over.
+        of: The same for one merge, by its name; it takes the place of ``over`` there. An empty map: as it stands.
+        strategy: ``one_at_a_time``: setting after setting, in the order given; its values in their order, until the
+            first drop; the best is kept (Stoica et al., 2025, arXiv 2410.19735). ``grid``: all combinations.
+            ``optuna``: ``trials`` candidates that a tree-structured Parzen estimator proposes.
+        metric: What decides, on validation data: ``normalised`` (mean over tasks of the value divided by the finetuned
+            one), ``mean`` of the tasks' values, or a metric of the joint label space, such as ``joint_hits@1``.
+        trials: Of optuna, for each merge.
+        storage: Of optuna: a database URL, or a file on a shared disk, through which several machines work on
+            one study; none: a file in the folder of the search.
+        at_once: Candidates that share a sweep of the data; none: as many as memory holds.
+        name: Of the folder, ``searches/<name>`` in the run folder; none: the strategy.
+    """
+
+    over: Mapping[str, Any] = field(default_factory=dict)
+    of: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    strategy: Method = "one_at_a_time"
+    metric: str = "normalised"
+    trials: int = 30
+    storage: str | None = None
+    at_once: int | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.strategy not in get_args(Method):
+            raise SheetbendError(f"search.strategy is {self.strategy!r}; known: {', '.join(get_args(Method))}")
+        for field_ in ("trials", "at_once"):
+            if getattr(self, field_) is not None:
+                check_number(f"search.{field_}", getattr(self, field_), least=1)
+        if self.name is not None:
+            check_folder_name("search.name", self.name)
+
+    @property
+    def label(self) -> str:
+        """The name of the folder."""
+        return self.name or self.strategy.replace("_", "-")
+
+    def spaces(self, mergers: Mapping[str, Merger]) -> dict[str, dict[str, list[Any] | Range]]:
+        """Return what each merge is searched over, {merge: {setting: values}}, by dotted names.
+
+        Raises:
+            SheetbendError: A merge or a setting that does not exist, a value that it cannot have, nothing to search.
+        """
+        unknown = [name for name in self.of if name not in mergers]
+        if unknown:
+            raise SheetbendError(f"search.of names {unknown[0]!r}; known merges: {', '.join(mergers)}")
+        nowhere = [name for name in self.over if not any(_has(merger, name) for merger in mergers.values())]
+        if nowhere:
+            find_setting(next(iter(mergers.values())), nowhere[0])  # which says what there is
+        found = {name: self._space(name, merger) for name, merger in mergers.items()}
+        if not any(found.values()):
+            raise SheetbendError("search.over and search.of leave nothing to search; give a setting and its values")
+        return found
+
+    def _space(self, name: str, merger: Merger) -> dict[str, list[Any] | Range]:
+        if name in self.of:
+            given = self.of[name]
+        else:
+            given = {setting: values for setting, values in self.over.items() if _has(merger, setting)}
+        space = {find_setting(merger, setting): _values(setting, values) for setting, values in given.items()}
+        for setting, values in space.items():
+            if isinstance(values, Range) and values.step is None and self.strategy != "optuna":
+                raise SheetbendError(f"search over {setting}: {self.strategy} needs a step in its range; give one")
+            for value in [values.low, values.high] if isinstance(values, Range) else values:
+                try:
+                    with_setting(merger, setting, value)
+                except SheetbendError as error:
+                    raise SheetbendError(f"search over {setting} of {name}: {error}") from None
+        return space
+
+
+def _has(merger: Merger, name: str) -> bool:
+    try:
+        return bool(find_setting(merger, name))
+    except SheetbendError as error:
+        if "several steps" in str(error):
+            raise
+        return False
+
+
+def _values(setting: str, values: Any) -> list[Any] | Range:
+    if isinstance(values, Mapping):
+        known = set(Range.__dataclass_fields__)
+        if not {"low", "high"} <= set(values) <= known:
+            raise SheetbendError(f"search over {setting}: a range has low, high, and step or log, not {dict(values)}")
+        return Range(**values)
+    if not isinstance(values, list | tuple):
+        raise SheetbendError(f"search over {setting}: {values!r} is no list of values; give [{values!r}], or a range")
+    if not values:
+        raise SheetbendError(f"search over {setting}: the list is empty; give values")
+    twice = [value for index, value in enumerate(values) if value in values[:index]]
+    if twice:
+        raise SheetbendError(f"search over {setting}: {twice[0]!r} stands twice; give it once")
+    return list(values)
+
+
+def begun(merger: Merger, settings: list[str]) -> Values:
+    """Return the values that ``settings`` have in ``merger`` itself."""
+    known = settings_of(merger)
+    return {name: known[name] for name in settings}
+
+
+def changed(merger: Merger, values: Values) -> Merger:
+    """Return ``merger`` with these values; whole steps before their settings."""
+    for name in sorted(values, key=lambda name: name.count(".")):
+        merger = with_setting(merger, name, values[name])
+    return merger
