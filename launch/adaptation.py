@@ -35,14 +35,6 @@ _TRAINER = {
 }
 
 
-class AdaptingTrainer(Trainer):
-    """Lightning's Trainer; it also adapts."""
-
-    def adapt(self, model: Any, datamodule: Any = None, ckpt_path: str | None = None) -> None:
-        """Learn a merge on unlabelled data, then test every variant."""
-        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-
-
 def folder_of(run: Path, settings: Adaptation) -> Path:
     """Return where an adaptation of the adapters in ``run`` keeps what it writes."""
     return run / FOLDER / settings.label

@@ -49,6 +49,7 @@ FITTING = {
     "fit": "Train one adapter a task, then test all variants.",
     "validate": "Test on validation data.",
     "test": "Test every variant on every task.",
+    "search": "Find the best settings of merges on validation data, then test them once.",
     "adapt": "Learn a merge on unlabelled data (AdaRank), then test all variants.",
 }
 

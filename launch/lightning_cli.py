@@ -16,10 +16,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import callbacks
 from callbacks.progress import progress_bar
 from launch import adaptation, cli
-from launch.adaptation import AdaptingTrainer
 from launch.config_parser import Parser, task_declarations
 from launch.errors import one_line
 from launch.runs import ADAPTATION_SETTINGS, CHECKPOINT, Interruption, SaveConfig, clear, read_checkpoint, resume_point
+from launch.searching import run as searching
+from launch.searching.records import Records
+from launch.searching.settings import Search
+from launch.searching.sweep import Sweeper
+from launch.verbs import SheetbendTrainer
 from lightning_modules import Adaptation, LoRATasks
 from mergers import SheetbendError
 
@@ -39,7 +43,7 @@ TRAINER_DEFAULTS = {
 
 
 class SheetbendCLI(LightningCLI):
-    """Subcommands fit, validate, test and adapt; the run folder is ``trainer.default_root_dir``."""
+    """Subcommands fit, validate, test, search and adapt; the run folder is ``trainer.default_root_dir``."""
 
     def __init__(self, words: Sequence[str]):
         self.interruption = Interruption()
@@ -50,7 +54,7 @@ class SheetbendCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=SaveConfig,
-            trainer_class=AdaptingTrainer,
+            trainer_class=SheetbendTrainer,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_kwargs={"prog": cli.PROGRAM, "description": DESCRIPTION},
@@ -68,6 +72,7 @@ class SheetbendCLI(LightningCLI):
             "validate": skip | {"dataloaders", "verbose"},
             "test": skip | {"dataloaders", "verbose"},
             "adapt": skip,
+            "search": skip,
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -79,13 +84,20 @@ class SheetbendCLI(LightningCLI):
             "--overwrite",
             type=bool,
             default=False,
-            help="Let ``fit`` or ``adapt`` replace what the run folder (trainer.default_root_dir) already holds of it.",
+            help="Let ``fit``, ``search`` or ``adapt`` replace what the run folder (trainer.default_root_dir) already "
+            "holds of it.",
         )
         parser.add_argument(
             "--adaptation",
             type=Adaptation | None,
             default=None,
             help="What ``adapt`` learns, and how; by default AdaRank on a sum of updates. Other commands pass it over.",
+        )
+        parser.add_argument(
+            "--search",
+            type=Search | None,
+            default=None,
+            help="What ``search`` tries, and what decides. Other commands pass it over.",
         )
         for key, (container, declared) in task_declarations().items():
             parser.add_fields_help(key, container, declared)
@@ -134,6 +146,8 @@ class SheetbendCLI(LightningCLI):
         if adapts:
             settings |= adaptation.trainer_settings(self.adaptation, self.folder, settings)
             settings["callbacks"] = adaptation.without_those_of_training(settings.get("callbacks") or [])
+        if self.subcommand == "search":
+            settings["default_root_dir"] = str(self.output)
         if settings.get("enable_progress_bar") is not False:
             own.append(progress_bar())
         given = tuple(type(callback) for callback in settings.get("callbacks") or [])
@@ -158,9 +172,17 @@ class SheetbendCLI(LightningCLI):
 
     @property
     def output(self) -> Path:
-        """The folder that is written to: the run folder, or that of an adaptation in it."""
-        adapts = self.subcommand == "adapt"
-        return adaptation.folder_of(self.folder, self.adaptation) if adapts else self.folder
+        """The folder that is written to: the run folder, or that of an adaptation or of a search in it."""
+        if self.subcommand == "adapt":
+            return adaptation.folder_of(self.folder, self.adaptation)
+        if self.subcommand == "search":
+            return self.folder / searching.FOLDER / self.searched.label
+        return self.folder
+
+    @property
+    def searched(self) -> Search:
+        """What ``search`` tries."""
+        return self._get(self.config_init, "search") or Search()
 
     def _prepare(self, model: LoRATasks, datamodule: LightningDataModule, fresh: bool) -> None:
         """Load data and model before anything is written, so that what fails for want of them leaves no trace."""
@@ -235,6 +257,28 @@ class SheetbendCLI(LightningCLI):
         if options["test_after_fit"]:
             adaptation.add_to_test(self.trainer, module)
             self._run(self.trainer.test, model, datamodule=data, verbose=False)
+
+    def search(self, model: LoRATasks, datamodule: LightningDataModule) -> None:
+        """Find the best settings of the merges on validation data, then test them once."""
+        options, settings, folder = self.config[self.subcommand], self.searched, self.output
+        overwrite, options["overwrite"] = options["overwrite"], False
+        callback, mergers = searching.searchable(self.trainer.callbacks)
+        settings.spaces(mergers)
+        if overwrite:
+            self._refuse_own_inputs(None, model.adapter_source)
+        self._prepare(model, datamodule, fresh=False)
+        metrics = searching.metrics_of(model)
+        searching.check_metric(settings, metrics)
+        if overwrite:
+            clear(folder)
+        sweeper = Sweeper(self.trainer, model, datamodule)
+        records = Records(folder, searching.identity_of(sweeper, options))
+        run = searching.Run(settings, mergers, sweeper, records, metrics, model.seed)
+        self._run(run.go)
+        callback.mergers = searching.finish(run, folder)
+        sweeper.restore()
+        if options["test_after_fit"]:
+            self._run(self.trainer.test, model, datamodule=datamodule, verbose=False)
 
     def _refuse_own_inputs(self, ckpt_path: str | None, adapters: str | dict[str, str] | None) -> None:
         """Refuse to replace a run by what it would be made from."""

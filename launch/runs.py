@@ -16,6 +16,9 @@ from mergers.files import atomic_write
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 OUTPUTS = (
     "adaptations",
+    "best.yaml",
+    "candidates.csv",
+    "candidates.json",
     "adapters",
     "checkpoints",
     "coefficients.csv",
@@ -25,10 +28,12 @@ OUTPUTS = (
     "kept_rank.csv",
     "learned.safetensors",
     "merged",
+    "optuna.journal",
     "plots",
     "report.md",
     "results.csv",
     "results.json",
+    "searches",
     "tensorboard",
     "test_config.yaml",
 )

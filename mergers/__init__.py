@@ -9,7 +9,7 @@ from mergers.adapters import (
     save_adapter,
 )
 from mergers.errors import SheetbendError
-from mergers.finishes import Iso
+from mergers.finishes import Iso, Truncate
 from mergers.merged import MergedAdapter
 from mergers.merger import Merger
 from mergers.methods import TSV, Cart, IsoCTS, Mean, MetaGPT, TallMasks, TaskArithmetic, Ties, Wudi
@@ -45,6 +45,7 @@ __all__ = [
     "TallMasks",
     "TaskArithmetic",
     "Ties",
+    "Truncate",
     "Update",
     "Wudi",
     "adapter_from_state_dict",

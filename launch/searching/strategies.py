@@ -7,7 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from launch.search.settings import Range, Search, Values, begun
+from launch.searching.settings import Range, Search, Values, begun
 from mergers import Merger, SheetbendError
 
 Space = dict[str, list[Any] | Range]

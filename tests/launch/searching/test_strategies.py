@@ -2,8 +2,8 @@
 
 import pytest
 
-from launch.search.settings import Range, Search, changed
-from launch.search.strategies import Grid, OneAtATime, Optuna
+from launch.searching.settings import Range, Search, changed
+from launch.searching.strategies import Grid, OneAtATime, Optuna
 from mergers import Dare, Merger, SheetbendError, Ties
 
 MERGER = Merger("knots", Ties(density=0.2), [Dare(0.1)], coefficients=0.6)

@@ -1,0 +1,151 @@
+"""What a search has measured: kept after each sweep, so that nothing is measured twice."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from callbacks.results import Results, csv_text
+from launch.searching.settings import Values
+from lightning_modules import Score
+from mergers import SheetbendError
+from mergers.files import atomic_write
+
+FORMAT = 1
+FILE = "candidates.json"
+TABLE = "candidates.csv"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One merge with certain settings.
+
+    Attributes:
+        merge: its name in the configuration.
+        values: what is searched, by dotted names.
+        what: the whole merge in one line.
+    """
+
+    merge: str
+    values: Values
+    what: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What no two candidates share; the line shortens numbers."""
+        return self.merge, self.what, json.dumps(self.values, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A candidate and what was measured.
+
+    Attributes:
+        candidate: which.
+        scores: on validation data, the variant's name left out (it is ``merge``).
+        seconds: of merging it; its share of the sweep is not told apart.
+    """
+
+    candidate: Candidate
+    scores: tuple[Score, ...]
+    seconds: float
+
+
+class Records:
+    """All that a search has measured, in order.
+
+    Args:
+        folder: of the search.
+        identity: what the scores depend on beside a candidate's settings: adapters, data, model. Records of another
+            are refused.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]):
+        self.folder, self.identity = folder, dict(identity)
+        self.references: tuple[Score, ...] = ()
+        self.records: dict[tuple[str, str, str], Record] = {}
+        path = folder / FILE
+        if path.is_file():
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise SheetbendError(f"{path} has format {content['format']!r}, not {FORMAT}; give another search.name")
+            identity, self.references = content["identity"], _scores(content["references"])
+            for one in content["candidates"]:
+                candidate = Candidate(one["merge"], one["values"], one["what"])
+                self.records[candidate.key] = Record(candidate, _scores(one["scores"]), one["seconds"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise SheetbendError(f"{path} holds no records ({error}); give another search.name, or remove it") from None
+        changed = [name for name, value in self.identity.items() if identity.get(name) != value]
+        if changed:
+            raise SheetbendError(
+                f"{path} is of a search with other {changed[0]}; give another search.name, or --overwrite true"
+            )
+
+    def __contains__(self, candidate: Candidate) -> bool:
+        """Return whether the candidate has been measured."""
+        return candidate.key in self.records
+
+    def add(self, records: Sequence[Record], references: Sequence[Score] = ()) -> None:
+        """Keep new records, and write both files."""
+        self.references = tuple(references) or self.references
+        self.records |= {record.candidate.key: record for record in records}
+        content = {
+            "format": FORMAT,
+            "identity": self.identity,
+            "references": [asdict(score) for score in self.references],
+            "candidates": [
+                {**asdict(record.candidate), "scores": [asdict(s) for s in record.scores], "seconds": record.seconds}
+                for record in self.records.values()
+            ],
+        }
+        _write(self.folder / FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    def results(self, candidate: Candidate) -> Results:
+        """Return what was measured of a candidate beside the references."""
+        return Results((*self.references, *self.records[candidate.key].scores), split="val")
+
+    def write_table(self, metrics: Sequence[str]) -> None:
+        """Write candidates.csv: a row a candidate, a column a setting, a metric and a task."""
+        settings = list(dict.fromkeys(name for record in self.records.values() for name in record.candidate.values))
+        tasks = list(dict.fromkeys(score.task for score in self.references if score.task != "all"))
+        rows = []
+        for number, record in enumerate(self.records.values(), 1):
+            candidate, results = record.candidate, self.results(record.candidate)
+            values = [_plain(candidate.values.get(name)) for name in settings]
+            scores = [score_of(results, candidate.merge, metric) for metric in metrics]
+            own = [results.value(candidate.merge, task) for task in tasks]
+            rows.append((number, candidate.merge, *values, *scores, *own, record.seconds, candidate.what))
+        header = ("candidate", "merge", *settings, *metrics, *tasks, "seconds", "what")
+        _write(self.folder / TABLE, csv_text(header, rows))
+
+
+def score_of(results: Results, variant: str, metric: str) -> float:
+    """Return the number that decides: see `launch.searching.settings.Search.metric`."""
+    if metric == "normalised":
+        value = results.mean_normalised(variant)
+    elif metric == "mean":
+        value = results.mean_value(variant)
+    else:
+        space, _, k = metric.partition("_hits@")
+        value = results.joint(variant, int(k), "all", space)
+    if value is None:
+        raise SheetbendError(f"search.metric {metric} cannot be computed; finetuned is not above 0 on some task")
+    return value
+
+
+def _scores(content: list[dict[str, Any]]) -> tuple[Score, ...]:
+    return tuple(Score(**one) for one in content)
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, int | float | str) else json.dumps(value, default=str)
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,17 @@
+"""Lightning's Trainer with the verbs that the command line has beside its own."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+
+class SheetbendTrainer(Trainer):
+    """Lightning's Trainer; it also adapts and searches. What a verb does is said by `launch.lightning_cli`."""
+
+    def adapt(self, model: Any, datamodule: Any = None, ckpt_path: str | None = None) -> None:
+        """Learn a merge on unlabelled data, then test every variant."""
+        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+
+    def search(self, model: Any, datamodule: Any = None) -> None:
+        """Find the best settings of merges on validation data, then test them once."""
+        self.validate(model, datamodule=datamodule)
