@@ -2,7 +2,9 @@
 
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
@@ -100,6 +102,25 @@ def write_test(events: VariantEvents, results: Results, step: int, images: dict[
     for tag, content in images.items():
         events[REPORT].file_writer.add_summary(_image(tag, content), step)
     events[REPORT].add_text("report", re.sub(r"!\[.*?\]\(.*?\)\n+", "", text), step)
+
+
+def write_candidates(folder: Path, candidates: Sequence[tuple[str, dict[str, Any], dict[str, float]]]) -> None:
+    """Write what a search has measured, ``<folder>/<merge>-<number>/`` a candidate: HParams, and each metric.
+
+    Args:
+        folder: the folder to point TensorBoard at; what an earlier search has written there is removed.
+        candidates: merge, settings and metrics of each.
+    """
+    for path in folder.glob("*/events.out.tfevents.*.search"):
+        path.unlink()
+    for number, (merge, settings, metrics) in enumerate(candidates, 1):
+        with SummaryWriter(str(folder / f"{merge}-{number}"), filename_suffix=".search") as writer:
+            plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
+            tags = {f"search/{name}": value for name, value in metrics.items()}
+            for summary in hparams({"merge": merge, **plain}, dict.fromkeys(tags, 0.0)):
+                writer.file_writer.add_summary(summary)
+            for tag, value in tags.items():
+                writer.add_scalar(tag, value, 0)
 
 
 def _image(tag: str, content: bytes) -> Summary:

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 import datamodules
 from launch import cli
 from launch.errors import one_line, option_names, place_in, plain
+from launch.searching.settings import Search
 from lightning_modules import Adaptation, LoRATasks
 
 # Where in a configuration a class of ours stands.
@@ -21,6 +22,7 @@ PLACES = {
     LightningDataModule: "data",
     Callback: "trainer.callbacks",
     Adaptation: "adaptation",
+    Search: "search",
 }
 # What those can be given whose class is not known where the option stands.
 OF_CLASSES = {f"model.{name}" for name in option_names([LoRATasks])} | {

@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks import MergeCallback
+from callbacks.event_files import write_candidates
+from callbacks.plots import png
 from callbacks.results import counted
+from callbacks.search_plots import search_plot
 from launch.searching.records import TABLE, Candidate, Records, score_of
 from launch.searching.settings import Range, Search, Values, changed
 from launch.searching.strategies import Strategy, strategy_of
@@ -188,11 +191,27 @@ def identity_of(sweeper: Sweeper, options: Mapping[str, Any]) -> dict[str, Any]:
 def finish(run: Run, folder: Path) -> dict[str, Merger]:
     """Show and write what was found; return the best merges."""
     best = run.best()
-    show(table_of(run, best))
     mergers = {name: run.merger_of(candidate) for name, candidate in best.items()}
-    write_best(folder / BEST, mergers)
-    say(f"{folder}: {TABLE}, {BEST} (a configuration of these merges)")
+    show(table_of(run, best))
+    _write_all(run, mergers, folder)
+    say(f"{folder}: {TABLE}, {BEST} (a configuration of these merges), plots/search_*.png")
     return mergers
+
+
+@rank_zero_only
+def _write_all(run: Run, mergers: Mapping[str, Merger], folder: Path) -> None:
+    write_best(folder / BEST, mergers)
+    candidates = [record.candidate for record in run.records.records.values()]
+    for name in mergers:
+        points = [(one.values, run.score(one)) for one in candidates if one.merge == name and one.values]
+        if len(points) > 1:
+            with atomic_write(folder / "plots" / f"search_{name}.png") as temporary:
+                temporary.write_bytes(png(search_plot(name, points, run.search.metric)))
+    rows = []
+    for one in candidates:
+        results = run.records.results(one)
+        rows.append((one.merge, one.values, {name: score_of(results, one.merge, name) for name in run.metrics}))
+    write_candidates(folder / "tensorboard" / "candidates", rows)
 
 
 def table_of(run: Run, best: Mapping[str, Candidate]) -> Table:
