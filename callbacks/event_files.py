@@ -104,23 +104,29 @@ def write_test(events: VariantEvents, results: Results, step: int, images: dict[
     events[REPORT].add_text("report", re.sub(r"!\[.*?\]\(.*?\)\n+", "", text), step)
 
 
-def write_candidates(folder: Path, candidates: Sequence[tuple[str, dict[str, Any], dict[str, float]]]) -> None:
-    """Write what a search has measured, ``<folder>/<merge>-<number>/`` a candidate: HParams, and each metric.
+def write_candidates(
+    folder: Path, candidates: Sequence[tuple[str, dict[str, Any], dict[str, float]]], images: dict[str, bytes]
+) -> None:
+    """Write what a search has measured, HParams and each metric, to ``<folder>/candidates/<merge>-<number>/``.
 
     Args:
         folder: the folder to point TensorBoard at; what an earlier search has written there is removed.
         candidates: merge, settings and metrics of each.
+        images: PNG files of the search by the merge that each shows; they go to ``<folder>/search``.
     """
-    for path in folder.glob("*/events.out.tfevents.*.search"):
+    for path in folder.glob("**/events.out.tfevents.*.search"):
         path.unlink()
     for number, (merge, settings, metrics) in enumerate(candidates, 1):
-        with SummaryWriter(str(folder / f"{merge}-{number}"), filename_suffix=".search") as writer:
-            plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
+        own = folder / "candidates" / f"{merge}-{number}"
+        with SummaryWriter(str(own), filename_suffix=".search") as writer:
             tags = {f"search/{name}": value for name, value in metrics.items()}
-            for summary in hparams({"merge": merge, **plain}, dict.fromkeys(tags, 0.0)):
+            for summary in hparams({"merge": merge, **settings}, dict.fromkeys(tags, 0.0)):
                 writer.file_writer.add_summary(summary)
             for tag, value in tags.items():
                 writer.add_scalar(tag, value, 0)
+    with SummaryWriter(str(folder / "search"), filename_suffix=".search") as writer:
+        for merge, content in images.items():
+            writer.file_writer.add_summary(_image(f"search/{merge}", content))
 
 
 def _image(tag: str, content: bytes) -> Summary:

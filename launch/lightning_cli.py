@@ -20,7 +20,7 @@ from launch.config_parser import Parser, task_declarations
 from launch.errors import one_line
 from launch.runs import ADAPTATION_SETTINGS, CHECKPOINT, Interruption, SaveConfig, clear, read_checkpoint, resume_point
 from launch.searching import run as searching
-from launch.searching.records import Records
+from launch.searching.records import Records, alone
 from launch.searching.settings import Search
 from launch.searching.sweep import Sweeper
 from launch.verbs import SheetbendTrainer
@@ -262,6 +262,7 @@ class SheetbendCLI(LightningCLI):
         """Find the best settings of the merges on validation data, then test them once."""
         options, settings, folder = self.config[self.subcommand], self.searched, self.output
         overwrite, options["overwrite"] = options["overwrite"], False
+        options["search"] = options["search"] or Namespace(asdict(settings))  # so that config.yaml says it
         callback, mergers = searching.searchable(self.trainer.callbacks)
         settings.spaces(mergers)
         if overwrite:
@@ -269,16 +270,17 @@ class SheetbendCLI(LightningCLI):
         self._prepare(model, datamodule, fresh=False)
         metrics = searching.metrics_of(model)
         searching.check_metric(settings, metrics)
-        if overwrite:
-            clear(folder)
-        sweeper = Sweeper(self.trainer, model, datamodule)
-        records = Records(folder, searching.identity_of(sweeper, options))
-        run = searching.Run(settings, mergers, sweeper, records, metrics, model.seed)
-        self._run(run.go)
-        callback.mergers = searching.finish(run, folder)
-        sweeper.restore()
-        if options["test_after_fit"]:
-            self._run(self.trainer.test, model, datamodule=datamodule, verbose=False)
+        with alone(folder):
+            if overwrite:
+                clear(folder)
+            sweeper = Sweeper(self.trainer, model, datamodule)
+            records = Records(folder, searching.identity_of(sweeper, options))
+            run = searching.Run(settings, mergers, sweeper, records, metrics, model.seed)
+            self._run(run.go)
+            callback.mergers = searching.finish(run, folder)
+            sweeper.restore()
+            if options["test_after_fit"]:
+                self._run(self.trainer.test, model, datamodule=datamodule, verbose=False)
 
     def _refuse_own_inputs(self, ckpt_path: str | None, adapters: str | dict[str, str] | None) -> None:
         """Refuse to replace a run by what it would be made from."""

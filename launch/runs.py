@@ -186,7 +186,10 @@ class Interruption(Callback):
             return
         self.happened = True
         checkpoint = Path(trainer.default_root_dir) / CHECKPOINT
-        if checkpoint.is_file():
+        measured = Path(trainer.default_root_dir) / "candidates.json"  # of a search
+        if measured.is_file():
+            kept = f"{measured} holds what was measured; give the same command again to go on from there"
+        elif checkpoint.is_file():
             kept = f"{checkpoint} holds what was finished; give the same command again to go on from there"
         else:
             kept = "nothing was finished; the same command starts again"

@@ -77,11 +77,15 @@ class VariantTester(LightningModule, ABC):
         """Test the pretrained and the finetuned weights, and ``merged`` after them."""
         self.variants = {PRETRAINED: pretrained(), FINETUNED: finetuned(), **merged}
 
+    @property
+    def merges_as_branches(self) -> bool:
+        """Whether low-rank merges are tested as branches beside their layers, not as dense weights."""
+        large = sum(p.numel() for p in self.model.get_base_model().parameters()) > 1e9
+        return self.merged_weights == "branch" or (self.merged_weights == "auto" and large)
+
     def variant(self, description: str, merged: Adapter) -> Variant:
         """Return the base model plus the updates of ``merged`` as a `Variant`."""
-        large = sum(p.numel() for p in self.model.get_base_model().parameters()) > 1e9
-        branches = self.merged_weights == "branch" or (self.merged_weights == "auto" and large)
-        return merged_variant(description, merged, self.model, branches)
+        return merged_variant(description, merged, self.model, self.merges_as_branches)
 
     @contextlib.contextmanager
     def using(self, variant: Variant, task: str) -> Iterator[None]:

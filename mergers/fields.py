@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from mergers.errors import SheetbendError, did_you_mean
 from mergers.merger import Merger
@@ -90,4 +90,14 @@ def _with(part: Any, keys: list[str], value: Any) -> Any:
         steps = list(part)
         steps[int(key)] = _with(steps[int(key)], rest, value)
         return steps
+    if not rest:
+        _check_kind(part, key, value)
     return replace(part, **{key: _with(getattr(part, key), rest, value) if rest else value})
+
+
+def _check_kind(part: Any, key: str, value: Any) -> None:
+    """Refuse what is of another kind than the field says; the classes themselves look at sizes."""
+    kind = get_type_hints(type(part)).get(key)
+    kinds = {bool: ("true or false", bool), int: ("a whole number", int), float: ("a number", (int, float))}
+    if kind in kinds and (not isinstance(value, kinds[kind][1]) or (isinstance(value, bool) and kind is not bool)):
+        raise SheetbendError(f"{type(part).__name__} {key} is {value!r}; give {kinds[kind][0]}")

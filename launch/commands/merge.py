@@ -157,17 +157,17 @@ def preset_words(name: str) -> list[str]:
 def settings_of(merger: "Merger") -> dict[str, Any]:
     """Return a merge as plain values, as a YAML file has them."""
     steps = {
-        "space": _step(merger.space),
-        "method": _step(merger.method),
-        "transforms": [_step(transform) for transform in merger.transforms],
-        "finish": None if merger.finish is None else _step(merger.finish),
+        "space": as_values(merger.space),
+        "method": as_values(merger.method),
+        "transforms": [as_values(transform) for transform in merger.transforms],
+        "finish": None if merger.finish is None else as_values(merger.finish),
     }
     given = {option: step for option, step in steps.items() if step}
     return given if merger.coefficients == 1.0 else {**given, "coefficients": merger.coefficients}
 
 
-def _step(part: Any) -> dict[str, Any]:
-    """Return a step by its class and fields."""
+def as_values(part: Any) -> dict[str, Any]:
+    """Return a step of a merge as plain values: its class and fields."""
     package = type(part).__module__.split(".")[0]
     path = package if package == "mergers" else type(part).__module__
     values = {field.name: getattr(part, field.name) for field in fields(part)} if is_dataclass(part) else {}

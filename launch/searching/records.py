@@ -1,13 +1,15 @@
 """What a search has measured: kept after each sweep, so that nothing is measured twice."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from callbacks.results import Results, csv_text
-from launch.searching.settings import Values
+from launch.searching.settings import Values, text_of
 from lightning_modules import Score
 from mergers import SheetbendError
 from mergers.files import atomic_write
@@ -15,6 +17,7 @@ from mergers.files import atomic_write
 FORMAT = 1
 FILE = "candidates.json"
 TABLE = "candidates.csv"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -24,17 +27,19 @@ class Candidate:
     Attributes:
         merge: its name in the configuration.
         values: what is searched, by dotted names.
-        what: the whole merge in one line.
+        what: the whole merge in one line, in which numbers are shortened.
+        configuration: the whole merge, as a configuration has it.
     """
 
     merge: str
     values: Values
     what: str
+    configuration: Mapping[str, Any]
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """What no two candidates share; the line shortens numbers."""
-        return self.merge, self.what, json.dumps(self.values, sort_keys=True)
+    def key(self) -> tuple[str, str]:
+        """What no two candidates share."""
+        return self.merge, json.dumps(self.configuration, sort_keys=True, default=str)
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,22 @@ class Record:
         candidate: which.
         scores: on validation data, the variant's name left out (it is ``merge``).
         seconds: of merging it; its share of the sweep is not told apart.
+        failed: why it could not be merged, and so has no scores.
     """
 
     candidate: Candidate
     scores: tuple[Score, ...]
     seconds: float
+    failed: str = ""
+
+    def measured(self) -> dict[str, Any]:
+        """Return what was measured, as plain values."""
+        return {"scores": [asdict(score) for score in self.scores], "seconds": self.seconds, "failed": self.failed}
+
+    @classmethod
+    def of(cls, candidate: Candidate, measured: Mapping[str, Any]) -> "Record":
+        """Return the record that `measured` was made of."""
+        return cls(candidate, _scores(measured["scores"]), measured["seconds"], measured["failed"])
 
 
 class Records:
@@ -64,7 +80,7 @@ class Records:
     def __init__(self, folder: Path, identity: Mapping[str, Any]):
         self.folder, self.identity = folder, dict(identity)
         self.references: tuple[Score, ...] = ()
-        self.records: dict[tuple[str, str, str], Record] = {}
+        self.records: dict[tuple[str, str], Record] = {}
         path = folder / FILE
         if path.is_file():
             self._read(path)
@@ -76,10 +92,13 @@ class Records:
                 raise SheetbendError(f"{path} has format {content['format']!r}, not {FORMAT}; give another search.name")
             identity, self.references = content["identity"], _scores(content["references"])
             for one in content["candidates"]:
-                candidate = Candidate(one["merge"], one["values"], one["what"])
-                self.records[candidate.key] = Record(candidate, _scores(one["scores"]), one["seconds"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise SheetbendError(f"{path} holds no records ({error}); give another search.name, or remove it") from None
+                candidate = Candidate(*(one[name] for name in Candidate.__dataclass_fields__))
+                self.records[candidate.key] = Record.of(candidate, one)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise SheetbendError(
+                f"{path} holds no records ({reason}); give another search.name, or remove it"
+            ) from None
         changed = [name for name, value in self.identity.items() if identity.get(name) != value]
         if changed:
             raise SheetbendError(
@@ -98,12 +117,18 @@ class Records:
             "format": FORMAT,
             "identity": self.identity,
             "references": [asdict(score) for score in self.references],
-            "candidates": [
-                {**asdict(record.candidate), "scores": [asdict(s) for s in record.scores], "seconds": record.seconds}
-                for record in self.records.values()
-            ],
+            "candidates": [{**asdict(one.candidate), **one.measured()} for one in self.records.values()],
         }
-        _write(self.folder / FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        _write(self.folder / FILE, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
+
+    def score(self, candidate: Candidate, metric: str) -> float:
+        """Return the number that decides, minus infinity of a merge that failed."""
+        failed = self.records[candidate.key].failed
+        return -math.inf if failed else score_of(self.results(candidate), candidate.merge, metric)
+
+    def failure(self, candidate: Candidate) -> str:
+        """Return why a candidate could not be merged, nothing if it could."""
+        return self.records[candidate.key].failed
 
     def results(self, candidate: Candidate) -> Results:
         """Return what was measured of a candidate beside the references."""
@@ -117,10 +142,12 @@ class Records:
         for number, record in enumerate(self.records.values(), 1):
             candidate, results = record.candidate, self.results(record.candidate)
             values = [_plain(candidate.values.get(name)) for name in settings]
-            scores = [score_of(results, candidate.merge, metric) for metric in metrics]
-            own = [results.value(candidate.merge, task) for task in tasks]
-            rows.append((number, candidate.merge, *values, *scores, *own, record.seconds, candidate.what))
-        header = ("candidate", "merge", *settings, *metrics, *tasks, "seconds", "what")
+            scores = [None if record.failed else score_of(results, candidate.merge, metric) for metric in metrics]
+            own = [None if record.failed else results.value(candidate.merge, task) for task in tasks]
+            rows.append(
+                (number, candidate.merge, *values, *scores, *own, record.seconds, candidate.what, record.failed)
+            )
+        header = ("candidate", "merge", *settings, *metrics, *tasks, "seconds", "what", "failed")
         _write(self.folder / TABLE, csv_text(header, rows))
 
 
@@ -143,7 +170,32 @@ def _scores(content: list[dict[str, Any]]) -> tuple[Score, ...]:
 
 
 def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, int | float | str) else json.dumps(value, default=str)
+    return value if value is None or isinstance(value, int | float | str) else text_of(value)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from searching in ``folder``, which is made.
+
+    Raises:
+        SheetbendError: one is at it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SheetbendError(
+                f"another process searches in {folder}; wait for it, or give another --search.name or run folder"
+            ) from None
+        except OSError:  # a disk without locks
+            pass
+        yield
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,7 +1,7 @@
 """A search from its first candidate to the best settings."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from callbacks.event_files import write_candidates
 from callbacks.plots import png
 from callbacks.results import counted
 from callbacks.search_plots import search_plot
-from launch.searching.records import TABLE, Candidate, Records, score_of
-from launch.searching.settings import Range, Search, Values, changed
+from launch.commands.merge import settings_of
+from launch.searching.records import TABLE, Candidate, Record, Records, score_of
+from launch.searching.settings import WHOLE, Range, Search, Space, Values, changed, text_of
 from launch.searching.strategies import Strategy, strategy_of
-from launch.searching.sweep import Sweeper
+from launch.searching.sweep import MOST, Sweeper
 from lightning_modules import LoRATasks
 from lightning_modules.metrics import JOINT_K
 from mergers import Merger, SheetbendError
@@ -54,10 +55,14 @@ class Run:
         self.search, self.mergers, self.sweeper, self.records, self.metrics = search, mergers, sweeper, records, metrics
         self.spaces = search.spaces(mergers)
         self.strategies: dict[str, Strategy] = {
-            name: strategy_of(search, space, mergers[name], name, records.folder, seed)
+            name: strategy_of(search, space, mergers[name], name, records.folder, seed, records.identity)
             for name, space in self.spaces.items()
         }
-        self.room = search.at_once or sweeper.room()
+        self.candidates: dict[tuple[str, str], Candidate] = {}
+        every = [form for name, merger in mergers.items() for form in forms(merger, self.spaces[name])]
+        self.bytes_each = max(map(sweeper.bytes_of, every))
+        self.memory = sweeper.room(self.bytes_each)
+        self.room = search.at_once or min(self.memory, MOST)
 
     def go(self) -> dict[str, Candidate]:
         """Measure until no strategy asks for more; return the best candidate of each merge."""
@@ -70,16 +75,19 @@ class Run:
             self.records.add(measured)
             self.records.write_table(self.metrics)
             for strategy, candidate, values in batch:
-                strategy.tell(values, self.score(candidate))
-            best = max(self.records.records.values(), key=lambda record: self.score(record.candidate)).candidate
-            say(
-                f"{counted(len(self.records.records), 'candidate')} measured, best {self.search.metric} "
-                f"{100 * self.score(best):.2f}: {best.merge} {shown(best.values)}"
-            )
+                self.tell(strategy, candidate, values)
+            for record in measured:
+                if record.failed:
+                    say(f"passed over: {record.candidate.merge} {shown(record.candidate.values)}: {record.failed}")
+            say(self.progress())
+        waiting = sum(strategy.elsewhere() for strategy in self.strategies.values())
+        if waiting:
+            say(f"{counted(waiting, 'trial')} of the study are still under way elsewhere; the best so far is taken")
         return self.best()
 
     def next_batch(self) -> list[tuple[Strategy, Candidate, Values]]:
         """Return what is to be measured next; what has been measured is told at once."""
+        self.hear()
         batch: list[tuple[Strategy, Candidate, Values]] = []
         asking = True
         while asking and len(batch) < self.room:
@@ -87,42 +95,100 @@ class Run:
             for name, strategy in self.strategies.items():
                 for values in strategy.ask(self.room - len(batch)):
                     asking = True
-                    candidate = Candidate(name, values, str(changed(self.mergers[name], values)))
+                    try:
+                        candidate = self.candidate(name, values)
+                    except SheetbendError as error:  # settings that exclude each other
+                        say(f"passed over: {name} {shown(values)}: {error}")
+                        strategy.tell(values, -math.inf)
+                        continue
                     if candidate in self.records:
-                        strategy.tell(values, self.score(candidate))
+                        self.tell(strategy, candidate, values)
                     else:
                         batch.append((strategy, candidate, values))
         return batch
 
+    def hear(self) -> None:
+        """Take up what other machines have measured."""
+        found = [
+            Record.of(self.candidate(name, values), measured)
+            for name, strategy in self.strategies.items()
+            for values, measured in strategy.heard()
+        ]
+        new = [record for record in found if record.candidate not in self.records]
+        if new:
+            self.records.add(new)
+            self.records.write_table(self.metrics)
+
+    def tell(self, strategy: Strategy, candidate: Candidate, values: Values) -> None:
+        """Give a strategy the score of what it asked for."""
+        record = self.records.records[candidate.key]
+        strategy.tell(values, self.score(candidate), record.measured())
+
+    def candidate(self, name: str, values: Values) -> Candidate:
+        """Return a merge with these values; it is one of this search from now on.
+
+        Raises:
+            SheetbendError: they exclude each other.
+        """
+        merger = changed(self.mergers[name], values)
+        candidate = Candidate(name, values, str(merger), configuration(merger))
+        return self.candidates.setdefault(candidate.key, candidate)
+
     def score(self, candidate: Candidate) -> float:
-        """Return the number that decides."""
-        return score_of(self.records.results(candidate), candidate.merge, self.search.metric)
+        """Return the number that decides, minus infinity of a merge that failed."""
+        return self.records.score(candidate, self.search.metric)
 
     def merger_of(self, candidate: Candidate) -> Merger:
         """Return the merge with the candidate's settings."""
         return changed(self.mergers[candidate.merge], candidate.values)
 
+    def found(self, name: str) -> list[Candidate]:
+        """Return the measured candidates of one merge, in their order; what another search asked for is none."""
+        return [one for one in self.candidates.values() if one.merge == name and one in self.records]
+
     def best(self) -> dict[str, Candidate]:
-        """Return the best candidate of each merge, the first of equals."""
-        found: dict[str, Candidate] = {}
-        for record in self.records.records.values():
-            candidate = record.candidate
-            if candidate.merge in self.mergers and (
-                candidate.merge not in found or self.score(candidate) > self.score(found[candidate.merge])
-            ):
-                found[candidate.merge] = candidate
-        return {name: found[name] for name in self.mergers if name in found}
+        """Return the best candidate of each merge, the first of equals.
+
+        Raises:
+            SheetbendError: no candidate of a merge could be merged.
+        """
+        best = {name: max(found, key=self.score) for name in self.mergers if (found := self.found(name))}
+        for name, candidate in best.items():
+            if self.score(candidate) == -math.inf:
+                raise SheetbendError(f"no candidate of {name} could be merged: {self.records.failure(candidate)}")
+        return best
+
+    def progress(self) -> str:
+        """Say how far the search is."""
+        measured = list(self.records.records.values())
+        best = max((record.candidate for record in measured), key=self.score)
+        return (
+            f"{counted(len(measured), 'candidate')} measured, best {self.search.metric} "
+            f"{100 * self.score(best):.2f}: {best.merge} {shown(best.values)}"
+        )
 
     def plan(self) -> str:
         """Say what is ahead."""
+        each = f"{self.bytes_each / 1e6:,.1f} MB each"
+        held = f"memory would hold {self.memory:,}" if self.room < self.memory else "as many as memory holds"
+        if self.room > self.memory:
+            held = f"more than the {self.memory:,} that memory is thought to hold"
         lines = [
-            f"search {self.search.label}: by {self.search.metric} on validation data, up to "
-            f"{counted(self.room, 'candidate')} a sweep ({self.sweeper.bytes_each / 1e6:,.1f} MB each)"
+            f"search {self.search.label}: {self.search.strategy}, by {self.search.metric} on validation data; up to "
+            f"{counted(self.room, 'candidate')} share a sweep of it ({each}, {held})"
         ]
         for name, space in self.spaces.items():
             over = ", ".join(f"{setting} {span(values)}" for setting, values in space.items())
             lines.append(f"  {name}: {over or 'as it stands'}")
+        if self.records.records:
+            lines.append(f"  {counted(len(self.records.records), 'candidate')} measured before")
         return "\n".join(lines)
+
+
+def forms(merger: Merger, space: Space) -> list[Merger]:
+    """Return a merge with each whole step that it is searched over, since steps decide what a merge takes."""
+    steps = [(name, value) for name in space if name in WHOLE for value in space[name]]
+    return [merger, *(changed(merger, {name: value}) for name, value in steps)]
 
 
 def span(values: list[Any] | Range) -> str:
@@ -136,7 +202,7 @@ def span(values: list[Any] | Range) -> str:
         return f"{values.low:g} to {values.high:g} ({how})"
     if len(values) > 2 and all(isinstance(value, int | float) for value in values):
         return f"{min(values):g} to {max(values):g} ({len(values)} values)"
-    return ", ".join(map(str, values))
+    return ", ".join(map(text_of, values))
 
 
 def shown(values: Values) -> str:
@@ -145,8 +211,7 @@ def shown(values: Values) -> str:
     >>> shown({"method.density": 0.3, "space": "knots"})
     'method.density=0.3 space=knots'
     """
-    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
-    return " ".join(f"{name}={text}" for name, text in texts.items())
+    return " ".join(f"{name}={text_of(value)}" for name, value in values.items())
 
 
 def metrics_of(model: LoRATasks) -> list[str]:
@@ -201,17 +266,21 @@ def finish(run: Run, folder: Path) -> dict[str, Merger]:
 @rank_zero_only
 def _write_all(run: Run, mergers: Mapping[str, Merger], folder: Path) -> None:
     write_best(folder / BEST, mergers)
-    candidates = [record.candidate for record in run.records.records.values()]
+    images = {}
     for name in mergers:
-        points = [(one.values, run.score(one)) for one in candidates if one.merge == name and one.values]
+        scored = [(one.values, run.score(one)) for one in run.found(name) if one.values]
+        points = [(values, score) for values, score in scored if score > -math.inf]
         if len(points) > 1:
+            images[name] = png(search_plot(name, points, run.search.metric))
             with atomic_write(folder / "plots" / f"search_{name}.png") as temporary:
-                temporary.write_bytes(png(search_plot(name, points, run.search.metric)))
+                temporary.write_bytes(images[name])
     rows = []
-    for one in candidates:
-        results = run.records.results(one)
-        rows.append((one.merge, one.values, {name: score_of(results, one.merge, name) for name in run.metrics}))
-    write_candidates(folder / "tensorboard" / "candidates", rows)
+    for record in run.records.records.values():
+        if not record.failed:
+            one, results = record.candidate, run.records.results(record.candidate)
+            values = {key: own if isinstance(own, int | float) else text_of(own) for key, own in one.values.items()}
+            rows.append((one.merge, values, {name: score_of(results, one.merge, name) for name in run.metrics}))
+    write_candidates(folder / "tensorboard", rows, images)
 
 
 def table_of(run: Run, best: Mapping[str, Candidate]) -> Table:
@@ -220,8 +289,8 @@ def table_of(run: Run, best: Mapping[str, Candidate]) -> Table:
     for heading, side in (("merge", "left"), ("settings", "left"), (run.search.metric, "right"), ("tried", "right")):
         table.add_column(heading, justify=side)
     for name, candidate in best.items():
-        tried = sum(record.candidate.merge == name for record in run.records.records.values())
-        table.add_row(name, shown(candidate.values) or "-", f"{100 * run.score(candidate):.2f}", str(tried))
+        tried = str(len(run.found(name)))
+        table.add_row(name, shown(candidate.values) or "-", f"{100 * run.score(candidate):.2f}", tried)
     return table
 
 
@@ -236,29 +305,14 @@ def write_best(path: Path, mergers: Mapping[str, Merger]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def configuration(part: Any) -> Any:
-    """Return a merge, or a step of one, as a configuration has it: what is not as by default.
+def configuration(merger: Merger) -> dict[str, Any]:
+    """Return a merge as a configuration has it.
 
     >>> from mergers import Ties
-    >>> configuration(Merger("knots", Ties(density=0.3), coefficients=0.6))["method"]
-    {'class_path': 'mergers.Ties', 'init_args': {'density': 0.3}}
+    >>> configuration(Merger("knots", Ties(density=0.3), coefficients=0.6))["method"]["init_args"]["density"]
+    0.3
     """
-    if isinstance(part, list | tuple):
-        return [configuration(one) for one in part]
-    if not is_dataclass(part):
-        return part
-    given = {
-        field.name: configuration(getattr(part, field.name))
-        for field in fields(part)
-        if isinstance(part, Merger) or getattr(part, field.name) != _default(field)
-    }
-    if isinstance(part, Merger):
-        return {name: value for name, value in given.items() if value not in ([], None)}
-    return {"class_path": f"mergers.{type(part).__name__}", **({"init_args": given} if given else {})}
-
-
-def _default(field: Field) -> Any:
-    return field.default_factory() if field.default_factory is not MISSING else field.default
+    return {**settings_of(merger), "coefficients": merger.coefficients}
 
 
 @rank_zero_only

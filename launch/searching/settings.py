@@ -1,18 +1,25 @@
 """What is searched, and how."""
 
+import importlib
+import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, get_args
 
+from launch.commands.merge import as_values
 from lightning_modules.checks import check_folder_name, check_number
 from mergers import Merger, SheetbendError
+from mergers.errors import did_you_mean
 from mergers.fields import find_setting, settings_of, with_setting
 
 Method = Literal["grid", "one_at_a_time", "optuna"]
 
 # One value for each setting that is searched, by its dotted name.
 Values = dict[str, Any]
+
+# Settings that are steps of their own, with settings.
+WHOLE = ("space", "method", "transforms", "finish")
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,10 @@ class Range:
         found = [round(self.low + number * self.step, 12) for number in range(count + 1)]
         whole = all(isinstance(number, int) for number in (self.low, self.step))
         return [int(number) for number in found] if whole else found
+
+
+# What a merge is searched over.
+Space = dict[str, list[Any] | Range]
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,7 @@ class Search:
         """The name of the folder."""
         return self.name or self.strategy.replace("_", "-")
 
-    def spaces(self, mergers: Mapping[str, Merger]) -> dict[str, dict[str, list[Any] | Range]]:
+    def spaces(self, mergers: Mapping[str, Merger]) -> dict[str, Space]:
         """Return what each merge is searched over, {merge: {setting: values}}, by dotted names.
 
         Raises:
@@ -105,7 +116,8 @@ class Search:
         """
         unknown = [name for name in self.of if name not in mergers]
         if unknown:
-            raise SheetbendError(f"search.of names {unknown[0]!r}; known merges: {', '.join(mergers)}")
+            close = did_you_mean(unknown[0], list(mergers))
+            raise SheetbendError(f"search.of names {unknown[0]!r}; known merges: {', '.join(mergers)}{close}")
         nowhere = [name for name in self.over if not any(_has(merger, name) for merger in mergers.values())]
         if nowhere:
             find_setting(next(iter(mergers.values())), nowhere[0])  # which says what there is
@@ -114,21 +126,34 @@ class Search:
             raise SheetbendError("search.over and search.of leave nothing to search; give a setting and its values")
         return found
 
-    def _space(self, name: str, merger: Merger) -> dict[str, list[Any] | Range]:
+    def _space(self, name: str, merger: Merger) -> Space:
         if name in self.of:
             given = self.of[name]
         else:
             given = {setting: values for setting, values in self.over.items() if _has(merger, setting)}
-        space = {find_setting(merger, setting): _values(setting, values) for setting, values in given.items()}
-        for setting, values in space.items():
-            if isinstance(values, Range) and values.step is None and self.strategy != "optuna":
+        space: Space = {}
+        for setting, values in given.items():
+            full = find_setting(merger, setting)
+            if full in space:
+                raise SheetbendError(f"search over {full} of {name} stands twice; give it once")
+            space[full] = _values(setting, values)
+            if isinstance(space[full], Range) and space[full].step is None and self.strategy != "optuna":
                 raise SheetbendError(f"search over {setting}: {self.strategy} needs a step in its range; give one")
+        _check(name, merger, space)
+        return space
+
+
+def _check(name: str, merger: Merger, space: Space) -> None:
+    """Try every value of every setting, with every whole step that is searched."""
+    steps = [setting for setting in space if setting in WHOLE]
+    for chosen in itertools.product(*(space[setting] for setting in steps)):
+        first = dict(zip(steps, chosen, strict=True))
+        for setting, values in space.items():
             for value in [values.low, values.high] if isinstance(values, Range) else values:
                 try:
-                    with_setting(merger, setting, value)
+                    changed(merger, {**first, setting: value})
                 except SheetbendError as error:
                     raise SheetbendError(f"search over {setting} of {name}: {error}") from None
-        return space
 
 
 def _has(merger: Merger, name: str) -> bool:
@@ -153,17 +178,78 @@ def _values(setting: str, values: Any) -> list[Any] | Range:
     twice = [value for index, value in enumerate(values) if value in values[:index]]
     if twice:
         raise SheetbendError(f"search over {setting}: {twice[0]!r} stands twice; give it once")
-    return list(values)
+    return [plain(value) for value in values]
 
 
-def begun(merger: Merger, settings: list[str]) -> Values:
-    """Return the values that ``settings`` have in ``merger`` itself."""
+def plain(value: Any) -> Any:
+    """Return a value as a configuration has it: a step as its class and its settings.
+
+    >>> from mergers import Dare
+    >>> plain([Dare(0.1), 0.2])
+    [{'class_path': 'mergers.Dare', 'init_args': {'drop_rate': 0.1, 'seed': 0}}, 0.2]
+    """
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return as_values(value) if is_dataclass(value) else value
+
+
+def built(value: Any) -> Any:
+    """Return what a value of a configuration stands for.
+
+    >>> built({"class_path": "mergers.KnOTS", "init_args": {"concatenate": "outputs"}}).concatenate
+    'outputs'
+
+    Raises:
+        SheetbendError: There is no such class, or it takes no such settings.
+    """
+    if isinstance(value, list | tuple):
+        return [built(one) for one in value]
+    if not isinstance(value, Mapping) or "class_path" not in value:
+        return value
+    path = str(value["class_path"])
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)(**value.get("init_args") or {})
+    except (ImportError, AttributeError, ValueError):
+        raise SheetbendError(f"there is no class {path}; give one such as mergers.KnOTS") from None
+    except TypeError as error:
+        raise SheetbendError(f"{path}: {error}") from None
+
+
+def text_of(value: Any) -> str:
+    """Return a value in few words.
+
+    >>> text_of(0.30000001), text_of({"class_path": "mergers.KnOTS", "init_args": {"concatenate": "outputs"}})
+    ('0.3', 'KnOTS(concatenate=outputs)')
+    """
+    if isinstance(value, list | tuple):
+        return ", ".join(map(text_of, value)) or "none"
+    if not isinstance(value, Mapping) or "class_path" not in value:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    given = ", ".join(f"{name}={text_of(one)}" for name, one in (value.get("init_args") or {}).items())
+    return str(value["class_path"]).rpartition(".")[2] + (f"({given})" if given else "")
+
+
+def start_of(merger: Merger, space: Space) -> Values:
+    """Return the values that ``merger`` itself has, as ``space`` spells them where they are in it.
+
+    >>> start_of(Merger("knots", coefficients=0.4), {"space": ["full", "knots"], "coefficients": [0.2]})
+    {'space': 'knots', 'coefficients': 0.4}
+    """
     known = settings_of(merger)
-    return {name: known[name] for name in settings}
+    found = {}
+    for name, values in space.items():
+        listed = [] if isinstance(values, Range) else values
+        found[name] = next((value for value in listed if changed(merger, {name: value}) == merger), plain(known[name]))
+    return found
 
 
 def changed(merger: Merger, values: Values) -> Merger:
-    """Return ``merger`` with these values; whole steps before their settings."""
+    """Return ``merger`` with these values; whole steps before their settings.
+
+    Raises:
+        SheetbendError: There is no such setting, or it takes no such value.
+    """
     for name in sorted(values, key=lambda name: name.count(".")):
-        merger = with_setting(merger, name, values[name])
+        merger = with_setting(merger, name, built(values[name]))
     return merger

@@ -2,15 +2,21 @@
 
 import itertools
 import json
+import socket
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Generator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from launch.searching.settings import Range, Search, Values, begun
+from launch.searching.settings import Range, Search, Space, Values, start_of
 from mergers import Merger, SheetbendError
 
-Space = dict[str, list[Any] | Range]
+# Of optuna: proposals before the first that looks at scores, proposals at once after that, and the seconds after which
+# a trial of another machine that has no score is not waited for.
+STARTUP, AT_ONCE, ABANDONED = 10, 4, 24 * 3600
+JOURNAL = "optuna.journal"
 
 
 class Strategy(ABC):
@@ -21,8 +27,22 @@ class Strategy(ABC):
         """Return the next candidates, ``most`` at most; none when the search has ended."""
 
     @abstractmethod
-    def tell(self, values: Values, score: float) -> None:
-        """Hear the score of a candidate; every one that was asked for is told once."""
+    def tell(self, values: Values, score: float, measured: Any = None) -> None:
+        """Hear the score of a candidate; every one that was asked for is told once.
+
+        Args:
+            values: of the candidate.
+            score: what decides.
+            measured: all that was measured, for others who work on the same search.
+        """
+
+    def heard(self) -> list[tuple[Values, Any]]:
+        """Return what others have measured since the last call."""
+        return []
+
+    def elsewhere(self) -> int:
+        """Return how many candidates others have under way."""
+        return 0
 
 
 class Grid(Strategy):
@@ -37,7 +57,7 @@ class Grid(Strategy):
         asked, self._left = self._left[:most], self._left[most:]
         return asked
 
-    def tell(self, values: Values, score: float) -> None:
+    def tell(self, values: Values, score: float, measured: Any = None) -> None:
         """Nothing depends on it."""
 
 
@@ -61,7 +81,7 @@ class OneAtATime(Strategy):
         self._waits = True
         return [self._next]
 
-    def tell(self, values: Values, score: float) -> None:
+    def tell(self, values: Values, score: float, measured: Any = None) -> None:
         """Go on from the score."""
         self._waits = False
         try:
@@ -91,6 +111,8 @@ def _walk(space: dict[str, list[Any]], start: Values) -> Generator[Values, float
 class Optuna(Strategy):
     """What a tree-structured Parzen estimator proposes; several machines may share a study.
 
+    Each trial keeps what was measured beside its score, so that every machine ends with the candidates of all.
+
     Args:
         space: of one merge.
         start: its own settings, the first candidate where the space has them.
@@ -98,41 +120,101 @@ class Optuna(Strategy):
         trials: how many it has in all.
         storage: a database URL, or a file.
         seed: of the proposals.
-        worker: whose trials are given up when it begins again.
+        worker: who asks. Its trials that were cut off are asked for first when it begins again.
     """
 
     def __init__(self, space: Space, start: Values, study: str, trials: int, storage: str, seed: int, worker: str):
         optuna = _optuna()
-        self._trials, self._worker = trials, worker
+        self._space, self._trials, self._worker = space, trials, worker
         self._distributions = {name: _distribution(values) for name, values in space.items()}
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
-        self._study = optuna.create_study(
-            storage=_storage(storage), sampler=sampler, study_name=study, direction="maximize", load_if_exists=True
-        )
         self._states = optuna.trial.TrialState
-        for trial in self._study.get_trials(states=[self._states.RUNNING]):
-            if trial.user_attrs.get("worker") == worker:  # it was interrupted
-                self._study.tell(trial.number, state=self._states.FAIL)
-        if not self._study.trials and all(_holds(values, start[name]) for name, values in space.items()):
+        self._study = _open_study(optuna, storage, study)
+        known = self._study.get_trials(deepcopy=False)
+        # A search that goes on, or joins others, must not propose once more what the seed proposed first.
+        self._study.sampler = optuna.samplers.TPESampler(
+            seed=(seed + len(known)) % 2**32, multivariate=True, constant_liar=True, n_startup_trials=STARTUP
+        )
+        if not known and all(_holds(values, start[name]) for name, values in space.items()):
             self._study.enqueue_trial(_encoded(space, start))
-        self._space = space
-        self._asked: dict[str, list[Any]] = {}
+        self._cut_off = [one for one in known if one.state == self._states.RUNNING and self._owns(one)]
+        self._asked: dict[str, list[int]] = {}
+        self._told: set[int] = set()
 
     def ask(self, most: int) -> list[Values]:
-        """Return proposals, made at once."""
-        under_way = self._study.get_trials(states=[self._states.COMPLETE, self._states.RUNNING])
+        """Return proposals: of those without a score, few at once, since each score makes the next ones better."""
         found = []
-        for _ in range(min(most, self._trials - len(under_way))):
+        while self._cut_off and len(found) < most:
+            trial = self._cut_off.pop(0)
+            found.append(self._note(trial.number, trial.params))
+        trials = self._study.get_trials(deepcopy=False, states=[self._states.COMPLETE, self._states.RUNNING])
+        running = [trial for trial in trials if trial.state == self._states.RUNNING]
+        complete, own = len(trials) - len(running), sum(map(self._owns, running))
+        alive = sum(self._owns(trial) or _age(trial) < ABANDONED for trial in running)
+        free = max(AT_ONCE, STARTUP - complete) - own
+        for _ in range(min(most - len(found), self._trials - complete - alive, free)):
             trial = self._study.ask(self._distributions)
             trial.set_user_attr("worker", self._worker)
-            values = _decoded(self._space, trial.params)
-            self._asked.setdefault(json.dumps(values, default=str), []).append(trial)
-            found.append(values)
+            found.append(self._note(trial.number, trial.params))
         return found
 
-    def tell(self, values: Values, score: float) -> None:
-        """Note the score in the study."""
-        self._study.tell(self._asked[json.dumps(values, default=str)].pop(), score)
+    def tell(self, values: Values, score: float, measured: Any = None) -> None:
+        """Note the score in the study, and what was measured."""
+        number = self._asked[_key(values)].pop()
+        self._told.add(number)
+        if measured is not None:
+            self._study.set_user_attr(f"measured-{number}", measured)
+        self._study.tell(number, score)
+
+    def heard(self) -> list[tuple[Values, Any]]:
+        """Return what others have measured."""
+        complete = self._study.get_trials(deepcopy=False, states=[self._states.COMPLETE])
+        new = [trial for trial in complete if trial.number not in self._told]
+        self._told.update(trial.number for trial in new)
+        measured = self._study.user_attrs if new else {}
+        found = [(_decoded(self._space, trial.params), measured.get(f"measured-{trial.number}")) for trial in new]
+        return [(values, one) for values, one in found if one is not None]
+
+    def elsewhere(self) -> int:
+        """Return how many trials others have under way."""
+        running = self._study.get_trials(deepcopy=False, states=[self._states.RUNNING])
+        return sum(not self._owns(trial) and _age(trial) < ABANDONED for trial in running)
+
+    def _owns(self, trial: Any) -> bool:
+        return trial.user_attrs.get("worker") == self._worker
+
+    def _note(self, number: int, params: Values) -> Values:
+        values = _decoded(self._space, params)
+        self._asked.setdefault(_key(values), []).append(number)
+        return values
+
+
+def _key(values: Values) -> str:
+    return json.dumps(values, default=str, sort_keys=True)
+
+
+def _age(trial: Any) -> float:
+    """Return for how many seconds a trial has been under way."""
+    return (datetime.now() - trial.datetime_start).total_seconds() if trial.datetime_start else 0.0
+
+
+def _open_study(optuna: Any, storage: str, name: str) -> Any:
+    """Return the study of that name, made if it is not there.
+
+    Raises:
+        SheetbendError: The storage cannot be opened.
+    """
+    try:
+        return optuna.create_study(
+            storage=_storage(storage), study_name=name, direction="maximize", load_if_exists=True
+        )
+    except Exception as error:  # each database has its own
+        reason = " ".join(str(error).split()).partition(" (Background")[0][:200]
+        # A URL may hold a password.
+        shown = f"{storage.partition('://')[0]}://..." if "://" in storage else storage
+        raise SheetbendError(
+            f"search.storage {shown} cannot be opened ({type(error).__name__}: {reason}); give a file, or the URL of a "
+            "database such as sqlite:///search.db"
+        ) from None
 
 
 def _optuna() -> Any:
@@ -162,8 +244,8 @@ def _distribution(values: list[Any] | Range) -> Any:
 
     if not isinstance(values, Range):
         return CategoricalDistribution(list(range(len(values))) if _opaque(values) else values)
-    whole = all(isinstance(number, int) for number in (values.low, values.high)) and values.step != 0
-    if whole and isinstance(values.step, int | None) and not (values.step is None and not values.log):
+    numbers = (values.low, values.high, values.step)
+    if all(isinstance(number, int | None) for number in numbers) and (values.step or values.log):
         return IntDistribution(values.low, values.high, step=values.step or 1, log=values.log)
     return FloatDistribution(values.low, values.high, step=values.step, log=values.log)
 
@@ -193,7 +275,9 @@ def _holds(values: list[Any] | Range, value: Any) -> bool:
     return isinstance(value, int | float) and values.low <= value <= values.high
 
 
-def strategy_of(search: Search, space: Space, merger: Merger, name: str, folder: Path, seed: int) -> Strategy:
+def strategy_of(
+    search: Search, space: Space, merger: Merger, name: str, folder: Path, seed: int, identity: Any = None
+) -> Strategy:
     """Return the strategy for one merge.
 
     Args:
@@ -203,11 +287,17 @@ def strategy_of(search: Search, space: Space, merger: Merger, name: str, folder:
         name: of the merge.
         folder: of the search, which holds optuna's file if no storage is given.
         seed: of the run.
+        identity: what scores depend on beside settings. A study is one of it, the merge, its space and the metric:
+            whatever differs begins another.
     """
-    start = begun(merger, list(space))
+    start = start_of(merger, space)
     if search.strategy == "grid":
         return Grid(space)
     if search.strategy == "one_at_a_time":
         return OneAtATime(space, start)
-    storage = search.storage or str(folder / "optuna.journal")
-    return Optuna(space, start, f"{search.label}/{name}", search.trials, storage, seed, str(folder.resolve()))
+    what = zlib.crc32(repr((identity, repr(merger), space, search.metric)).encode())
+    worker = f"{socket.gethostname()}:{folder.resolve()}"
+    storage = search.storage or str(folder / JOURNAL)
+    if search.storage:  # others begin at the same time, with the same seed
+        seed += zlib.crc32(worker.encode())
+    return Optuna(space, start, f"{search.label}/{name}/{what:08x}", search.trials, storage, seed, worker)

@@ -312,8 +312,14 @@ def iso(values, finish):
     return s[:rank].mean() * U[:, :rank] @ Vh[:rank] if rank else torch.zeros_like(values)
 
 
+def truncate(values, finish):
+    U, s, Vh = torch.linalg.svd(values, full_matrices=False)
+    clear_cut(s, finish.rank, float(s[0]), 1e-2)
+    return U[:, : finish.rank] * s[: finish.rank] @ Vh[: finish.rank]
+
+
 SPACES = {"Full": full, "KnOTS": knots, "Core": core}
-FINISHES = {"Iso": iso}
+FINISHES = {"Iso": iso, "Truncate": truncate}
 TRANSFORMS = {"Breadcrumbs": breadcrumbs, "Dare": dare, "Della": della, "Star": star}
 METHODS = {
     "TSV": tsv,

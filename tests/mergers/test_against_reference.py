@@ -28,6 +28,7 @@ from mergers import (
     TallMasks,
     TaskArithmetic,
     Ties,
+    Truncate,
     Wudi,
 )
 from mergers.finishes.base import Finish
@@ -66,7 +67,7 @@ TRANSFORMS = [
     [Breadcrumbs(0.0, 0.2), Star(90)],
     [Della(0.4, window=0.5, seed=1)],
 ]
-FINISHES = [None, Iso()]
+FINISHES = [None, Iso(), Truncate(2)]
 
 
 def merger_of(space, method, transforms=(), finish=None):
@@ -88,8 +89,9 @@ CASES = [
     ),
     *(merger_of(space, TaskArithmetic(), transforms) for space in SPACES for transforms in TRANSFORMS[1:]),
     *(
-        merger_of(space, method, finish=Iso())
+        merger_of(space, method, finish=finish)
         for space in SPACES
+        for finish in FINISHES[1:]
         for method in (TaskArithmetic(), Ties(0.8, trim="local"), TSV(), Cart())
     ),
 ]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.searching.settings import Range, Search, changed
+from launch.searching.settings import Range, Search, changed, start_of, text_of
 from launch.searching.strategies import Grid, OneAtATime, Optuna
 from mergers import Dare, Merger, SheetbendError, Ties
 
@@ -41,23 +41,88 @@ def test_one_at_a_time_waits_for_a_score():
     assert strategy.ask(5) == [{"a": 1}]
 
 
-def test_optuna_goes_on_where_another_left_and_gives_up_what_was_interrupted(tmp_path):
+SPACE = {"a": Range(0.0, 1.0), "b": ["x", "y"], "c": [[1, 2], None]}
+START = {"a": 0.5, "b": "x", "c": None}
+
+
+def distance(values):
+    return -abs(values["a"] - 0.3) - (values["b"] == "x")
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Opens one study in a file, for a worker."""
     pytest.importorskip("optuna")
-    space = {"a": Range(0.0, 1.0), "b": ["x", "y"], "c": [[1, 2], None]}
-    start, score = {"a": 0.5, "b": "x", "c": None}, lambda values: -abs(values["a"] - 0.3) - (values["b"] == "x")
 
-    def study(worker, trials=12):
-        return Optuna(space, start, "s", trials, str(tmp_path / "s.journal"), seed=0, worker=worker)
+    def opened(worker, trials=12, seed=0):
+        return Optuna(SPACE, START, "s", trials, str(tmp_path / "s.journal"), seed, worker)
 
+    return opened
+
+
+def test_optuna_asks_again_for_what_was_cut_off_and_finds_what_is_good(study):
     first = study("one")
     begun = first.ask(1)
-    assert begun == [start]
-    first.tell(start, score(start))
-    first.ask(3)  # never told: the process ends here
-    seen = run(study("one"), score, most=4)
-    assert len(seen) == 11 and study("two").ask(1) == []
+    assert begun == [START]
+    first.tell(START, distance(START))
+    cut_off = first.ask(3)  # never told: the process ends here
+    again = study("one")
+    assert again.ask(3) == cut_off
+    for values in cut_off:
+        again.tell(values, distance(values))
+    seen = run(again, distance, most=4)
+    assert len(seen) == 8 and study("two").ask(1) == []
     assert min(abs(values["a"] - 0.3) for values in seen if values["b"] == "y") < 0.2
-    assert len(run(study("two", trials=14), score)) == 2
+    assert len(run(study("two", trials=14), distance)) == 2
+
+
+def test_two_workers_share_a_study_and_hear_of_each_other(study):
+    one, two = study("one"), study("two", seed=1)
+    seen = {"one": [], "two": []}
+    while asked := [(name, own, values) for name, own in (("one", one), ("two", two)) for values in own.ask(2)]:
+        for name, own, values in asked:
+            seen[name].append(values)
+            own.tell(values, distance(values), {"by": name})
+    assert len(seen["one"]) + len(seen["two"]) == 12 and min(map(len, seen.values())) > 2
+    every = [tuple(map(str, values.values())) for values in (*seen["one"], *seen["two"])]
+    assert len(set(every)) == len(every)
+    assert one.heard() == [(values, {"by": "two"}) for values in seen["two"]] and one.heard() == []
+    assert len(study("three").heard()) == 12  # all that a new worker would need
+    two = study("two", trials=13)
+    assert len(two.ask(5)) == 1 and one.elsewhere() == 1 and two.elsewhere() == 0
+
+
+def test_optuna_asks_for_few_at_once_after_its_first_proposals(study):
+    strategy = study("one", trials=40)
+    sizes = []
+    while asked := strategy.ask(100):
+        sizes.append(len(asked))
+        assert strategy.ask(100) == []
+        for values in asked:
+            strategy.tell(values, distance(values))
+    assert sizes[0] == 10 and set(sizes[1:-1]) == {4} and sum(sizes) == 40
+
+
+def test_whole_numbers_stay_whole_and_ranges_are_kept_to(tmp_path):
+    pytest.importorskip("optuna")
+    space = {"n": Range(2, 10, 2), "k": Range(1, 100, log=True), "x": Range(0.1, 0.9, 0.2), "free": Range(1, 3)}
+    start = {"n": 3, "k": 1, "x": 0.1, "free": 1}
+    seen = run(Optuna(space, start, "s", 15, str(tmp_path / "s.journal"), 0, "w"), lambda values: values["x"])
+    assert all(values["n"] in (2, 4, 6, 8, 10) and isinstance(values["k"], int) for values in seen)
+    assert {round(values["x"], 6) for values in seen} <= {0.1, 0.3, 0.5, 0.7, 0.9}
+    assert all(1 <= values["free"] <= 3 for values in seen) and any(values["free"] % 1 for values in seen)
+
+
+@pytest.mark.parametrize(
+    "storage", ["mysql+nothing://user:secret@host/base", "sqlite:////no/such/folder/s.db", "{tmp}"]
+)
+def test_a_storage_that_cannot_be_opened_is_one_line_without_its_password(tmp_path, storage):
+    pytest.importorskip("optuna")
+    with pytest.raises(SheetbendError) as error:
+        Optuna(SPACE, START, "s", 3, storage.format(tmp=tmp_path), 0, "w")
+    said = str(error.value)
+    assert said.startswith("search.storage ") and "cannot be opened" in said and "\n" not in said
+    assert "secret" not in said
 
 
 def test_spaces_name_settings_in_full_and_pass_over_what_a_merge_lacks():
@@ -91,4 +156,50 @@ def test_spaces_name_settings_in_full_and_pass_over_what_a_merge_lacks():
 def test_what_cannot_be_searched_is_one_line(search, expected):
     with pytest.raises(SheetbendError) as error:
         Search(**search).spaces({"ties": Merger(method=Ties())})
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+OUTPUTS = {"class_path": "mergers.KnOTS", "init_args": {"concatenate": "outputs"}}
+
+
+def test_whole_steps_are_searched_by_name_or_by_class():
+    search = Search({"space": ["full", "knots", OUTPUTS], "method": ["ties", "tall_masks"]}, strategy="grid")
+    space = search.spaces({"a": MERGER})["a"]
+    assert start_of(MERGER, space)["space"] == "knots"
+    made = [str(changed(MERGER, values)) for values in run(Grid(space), lambda values: 0.0)]
+    assert len(set(made)) == 6
+    assert made[-1] == (
+        "Dare(drop_rate=0.1), then TallMasks(threshold=0.4), in KnOTS(concatenate=outputs) space, coefficient 0.6"
+    )
+    assert text_of(OUTPUTS) == "KnOTS(concatenate=outputs)"
+    assert start_of(MERGER, {"method": ["mean"]}) == {
+        "method": {
+            "class_path": "mergers.Ties",
+            "init_args": {"density": 0.2, "trim": "global", "aggregate": "mean", "sign": "values"},
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("over", "expected"),
+    [
+        (
+            {"space": [{"class_path": "mergers.Knots"}]},
+            "there is no class mergers.Knots; give one such",
+        ),
+        ({"space": [{"class_path": "mergers.KnOTS", "init_args": {"cut": 1}}]}, "mergers.KnOTS: "),
+        ({"space": [{"class_path": "mergers.Ties"}]}, "space is Ties("),
+        ({"method": ["ties", "mean"], "density": [0.1]}, "there is no setting 'method.density'"),
+        ({"transforms": ["dare"]}, "transforms is 'dare'; give a list"),
+        ({"scale_by_singular_values": [True, 0.5]}, "KnOTS scale_by_singular_values is 0.5; give true or false"),
+        ({"drop_rate": [True]}, "Dare drop_rate is True; give a number"),
+        ({"seed": [0.5]}, "Dare seed is 0.5; give a whole number"),
+        ({"density": ["much"]}, "Ties density is 'much'; give a number"),
+        ({"density": [0.1], "method.density": [0.2]}, "search over method.density of a stands twice; give it once"),
+        ({"coefficients": [float("nan")]}, "coefficients holds nan; give finite numbers"),
+    ],
+)
+def test_a_value_that_a_setting_cannot_have_is_one_line(over, expected):
+    with pytest.raises(SheetbendError) as error:
+        Search(over).spaces({"a": MERGER})
     assert expected in str(error.value) and "\n" not in str(error.value)
