@@ -16,6 +16,7 @@ from datamodules.vision_tasks import VISION_8, VISION_14, VISION_20
 from launch.cli import main
 from launch.downloads import needs
 from launch.lightning_cli import ConfigurationOnly
+from launch.searching.settings import Range
 from lightning_modules import Adaptation
 from lightning_modules.adapter_folders import find_adapters
 from mergers import (
@@ -38,7 +39,7 @@ from tests import experiment_stand_ins as small
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 EXPERIMENTS = {path.stem: path for path in sorted((CONFIGS / "experiments").glob("*.yaml"))}
-PARTS = sorted(path for kind in ("model", "data", "mergers") for path in (CONFIGS / kind).glob("*.yaml"))
+PARTS = sorted(path for kind in ("model", "data", "mergers", "search") for path in (CONFIGS / kind).glob("*.yaml"))
 
 
 def ties(density, **options):
@@ -156,6 +157,7 @@ def parts_of(name):
     """The names of the files that an experiment is made of, by kind."""
     text = yaml.safe_load(EXPERIMENTS[name].read_text())
     files = {"model": text["model"], "data": text["data"], "mergers": text["trainer"]["callbacks"]}
+    files |= {"search": text["search"]} if "search" in text else {}
     return {kind: Path(file).stem for kind, file in files.items()}
 
 
@@ -190,6 +192,7 @@ def test_every_part_belongs_to_an_experiment():
     assert {path for path in CONFIGS.rglob("*") if path.is_file()} == {
         *EXPERIMENTS.values(),
         *PARTS,
+        CONFIGS / "comparison.yaml",
         CONFIGS / "quickstart.yaml",
     }
 
@@ -209,6 +212,21 @@ def test_mergers_have_the_published_settings(experiment):
 
 def test_adaptations_have_the_published_settings(experiment):
     assert experiment.config_init["fit"]["adaptation"] == ADAPTATIONS.get(experiment.name)
+
+
+def test_a_search_has_the_published_grids(experiment):
+    search = experiment.config_init["fit"]["search"]
+    assert (search is not None) == experiment.name.startswith("knots_")
+    if search is not None:
+        spaces = search.spaces(merge_callback(experiment).mergers)
+        assert search.strategy == "one_at_a_time" and search.metric == "normalised"
+        for name, space in spaces.items():
+            coefficients = space["coefficients"]
+            tenths = coefficients.values() if isinstance(coefficients, Range) else coefficients
+            assert tenths[:10] == [number / 10 for number in range(1, 11)], name
+        assert spaces["knots-ties"]["method.density"].values() == [number / 10 for number in range(1, 11)]
+        drops = spaces["knots-dare-ties"]["transforms.0.drop_rate"]
+        assert drops == [0.99, *(number / 10 for number in range(9, 0, -1))]
 
 
 def test_tasks_are_the_published_ones(experiment):
