@@ -1,5 +1,6 @@
 """Pictures of a search: what each setting does to what decides."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from callbacks.plots import GREY, GRID, INK, PALETTE
+
+# From this ratio of the largest to the smallest value on, the axis is logarithmic.
+WIDE = 50
+# Letters of a value at its tick.
+LONG = 28
 
 # One candidate: the values of its settings, and its score as a fraction.
 Point = tuple[Mapping[str, Any], float]
@@ -28,13 +34,14 @@ def search_plot(merge: str, points: Sequence[Point], metric: str) -> Figure:
         _panel(axes, setting, points, best)
     panels[0].set_ylabel(f"{metric} on validation data, %", color=INK, fontsize=8.5)
     words = ", ".join(f"{name.rpartition('.')[2]} {_text(value)}" for name, value in best[0].items())
-    figure.suptitle(f"{merge}: best {100 * best[1]:.1f} at {words}", fontsize=10, color=INK)
+    title = textwrap.fill(f"{merge}: best {100 * best[1]:.1f} at {words}", int(14 * figure.get_figwidth()))
+    figure.suptitle(title, fontsize=10, color=INK)
     return figure
 
 
 def _panel(axes: Axes, setting: str, points: Sequence[Point], best: Point) -> None:
     own = [(values[setting], 100 * score) for values, score in points if setting in values]
-    numbers = all(isinstance(value, int | float) for value, _ in own)
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value, _ in own)
     order = sorted({value for value, _ in own}) if numbers else list(dict.fromkeys(_text(value) for value, _ in own))
     places = {value: value if numbers else index for index, value in enumerate(order)}
     at = [(places[value if numbers else _text(value)], score) for value, score in own]
@@ -43,6 +50,8 @@ def _panel(axes: Axes, setting: str, points: Sequence[Point], best: Point) -> No
     axes.plot(list(tops), list(tops.values()), color=PALETTE[0], linewidth=1.2)
     chosen = best[0][setting]
     axes.plot(places[chosen if numbers else _text(chosen)], 100 * best[1], "*", color=INK, markersize=11)
+    if numbers and len(order) > 1 and order[0] > 0 and order[-1] / order[0] >= WIDE:
+        axes.set_xscale("log")
     if not numbers:
         axes.set_xticks(range(len(order)), order, rotation=25, ha="right")
     axes.set_xlabel(setting, color=INK, fontsize=8.5)
@@ -54,4 +63,5 @@ def _panel(axes: Axes, setting: str, points: Sequence[Point], best: Point) -> No
 
 
 def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= LONG else f"{text[: LONG - 1]}…"

@@ -214,6 +214,11 @@ def shown(values: Values) -> str:
     return " ".join(f"{name}={text_of(value)}" for name, value in values.items())
 
 
+def readable(values: Values) -> Values:
+    """Return values with words for all that is no number."""
+    return {name: value if isinstance(value, int | float) else text_of(value) for name, value in values.items()}
+
+
 def metrics_of(model: LoRATasks) -> list[str]:
     """Return what validation will record that may decide."""
     spaces = getattr(model.evaluator, "joint", {})
@@ -268,7 +273,7 @@ def _write_all(run: Run, mergers: Mapping[str, Merger], folder: Path) -> None:
     write_best(folder / BEST, mergers)
     images = {}
     for name in mergers:
-        scored = [(one.values, run.score(one)) for one in run.found(name) if one.values]
+        scored = [(readable(one.values), run.score(one)) for one in run.found(name) if one.values]
         points = [(values, score) for values, score in scored if score > -math.inf]
         if len(points) > 1:
             images[name] = png(search_plot(name, points, run.search.metric))
@@ -278,8 +283,9 @@ def _write_all(run: Run, mergers: Mapping[str, Merger], folder: Path) -> None:
     for record in run.records.records.values():
         if not record.failed:
             one, results = record.candidate, run.records.results(record.candidate)
-            values = {key: own if isinstance(own, int | float) else text_of(own) for key, own in one.values.items()}
-            rows.append((one.merge, values, {name: score_of(results, one.merge, name) for name in run.metrics}))
+            rows.append(
+                (one.merge, readable(one.values), {name: score_of(results, one.merge, name) for name in run.metrics})
+            )
     write_candidates(folder / "tensorboard", rows, images)
 
 
