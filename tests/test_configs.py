@@ -39,7 +39,7 @@ from tests import experiment_stand_ins as small
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 EXPERIMENTS = {path.stem: path for path in sorted((CONFIGS / "experiments").glob("*.yaml"))}
-PARTS = sorted(path for kind in ("model", "data", "mergers", "search") for path in (CONFIGS / kind).glob("*.yaml"))
+PARTS = sorted(path for kind in ("model", "data", "mergers") for path in (CONFIGS / kind).glob("*.yaml"))
 
 
 def ties(density, **options):
@@ -157,7 +157,6 @@ def parts_of(name):
     """The names of the files that an experiment is made of, by kind."""
     text = yaml.safe_load(EXPERIMENTS[name].read_text())
     files = {"model": text["model"], "data": text["data"], "mergers": text["trainer"]["callbacks"]}
-    files |= {"search": text["search"]} if "search" in text else {}
     return {kind: Path(file).stem for kind, file in files.items()}
 
 

@@ -17,6 +17,7 @@ from callbacks.plots import png
 from callbacks.results import counted
 from callbacks.search_plots import search_plot
 from launch.commands.merge import settings_of
+from launch.commands.screen import size
 from launch.searching.records import TABLE, Candidate, Record, Records, score_of
 from launch.searching.settings import WHOLE, Range, Search, Space, Values, changed, text_of
 from launch.searching.strategies import Strategy, strategy_of
@@ -169,12 +170,13 @@ class Run:
 
     def plan(self) -> str:
         """Say what is ahead."""
-        each = f"{self.bytes_each / 1e6:,.1f} MB each"
+        each, own = f"{size(self.bytes_each)} each", self.search.strategy
+        title = self.search.label if self.search.label == own.replace("_", "-") else f"{self.search.label} ({own})"
         held = f"memory would hold {self.memory:,}" if self.room < self.memory else "as many as memory holds"
         if self.room > self.memory:
             held = f"more than the {self.memory:,} that memory is thought to hold"
         lines = [
-            f"search {self.search.label}: {self.search.strategy}, by {self.search.metric} on validation data; up to "
+            f"search {title}: by {self.search.metric} on validation data; up to "
             f"{counted(self.room, 'candidate')} share a sweep of it ({each}, {held})"
         ]
         for name, space in self.spaces.items():

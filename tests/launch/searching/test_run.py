@@ -2,16 +2,30 @@
 
 import csv
 import json
+import math
+import shutil
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, list_session_groups
+from tensorboard.plugins.hparams.backend_context import Context
 
 from launch.cli import main
+from launch.searching.records import alone
 from launch.searching.sweep import Sweeper
+from lightning_modules import LoRATasks
+from mergers import Full, KnOTS, Merger, load_adapter
 from tests.launch.merging import tree
 from tests.launch.test_adapt import write_run
 from tests.launch.test_cli import refused
+from tests.mergers.builders import random_adapters
 
 SEARCH = {"over": {"coefficients": [0.5, 1.0], "density": [0.2, 0.6]}, "strategy": "grid"}
 
@@ -43,6 +57,29 @@ def rows(folder):
         return list(csv.DictReader(lines))
 
 
+def rows_in_tensorboard(folder):
+    """What TensorBoard's HParams page lists of the candidates: merge, coefficient and score of each."""
+    multiplexer = EventMultiplexer()
+    multiplexer.AddRunsFromDirectory(str(folder))
+    multiplexer.Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(folder))
+    context = Context(TBContext(logdir=str(folder), multiplexer=multiplexer, data_provider=provider))
+    request = api_pb2.ListSessionGroupsRequest(start_index=0, slice_size=100, allowed_statuses=[0, 1, 2, 3])
+    request.col_params.add().metric.tag = "search/normalised"
+    every = list_session_groups.Handler(RequestContext(), context, "", request).run().session_groups
+    found = [
+        (
+            int(group.sessions[0].name.rpartition("-")[2]),
+            group.hparams["merge"].string_value,
+            group.hparams["coefficients"].number_value,
+            100 * next(one.value for one in group.metric_values if one.name.tag == "search/normalised"),
+        )
+        for group in every
+        if group.sessions[0].name.startswith("candidates/")
+    ]
+    return [row[1:] for row in sorted(found)]
+
+
 def test_a_grid_is_measured_in_one_sweep_and_its_best_is_tested(run, measured, capsys):
     folder = run[0] / "searches" / "grid"
     before = tree(run[0])
@@ -68,6 +105,12 @@ def test_a_grid_is_measured_in_one_sweep_and_its_best_is_tested(run, measured, c
     events.Reload()
     assert events.Scalars("search/normalised")[0].value == pytest.approx(float(found[0]["normalised"]))
     assert "_hparams_/session_start_info" in events.summary_metadata
+    assert rows_in_tensorboard(folder / "tensorboard") == [
+        (row["merge"], float(row["coefficients"]), pytest.approx(100 * float(row["normalised"]))) for row in found
+    ]
+    pictures = EventAccumulator(str(folder / "tensorboard" / "search"))
+    pictures.Reload()
+    assert pictures.Tags()["images"] == ["search/knots-ties", "search/mean"]
     assert {path: content for path, content in tree(run[0]).items() if folder not in path.parents} == before
 
 
@@ -93,16 +136,19 @@ def test_an_interrupted_search_goes_on_with_nothing_measured_twice(run, measured
     if strategy == "optuna":
         pytest.importorskip("optuna")
     words = [*run[1], "--search.strategy", strategy, "--search.trials", "4", "--search.at_once", "2"]
-    whole = Sweeper.measure
+    whole = LoRATasks.variant
 
-    def interrupted(sweeper, candidates, merger_of):
-        if len(measured) == 1:
+    def interrupted(module, description, merged):
+        if len(measured) == 2:
             raise KeyboardInterrupt
-        return whole(sweeper, candidates, merger_of)
+        return whole(module, description, merged)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises((SystemExit, KeyboardInterrupt)):
-        patch.setattr(Sweeper, "measure", interrupted)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(LoRATasks, "variant", interrupted)
         main([*words, "--test_after_fit", "false"])
+    assert stop.value.code == 130
+    assert "candidates.json holds what was measured; give the same command again" in capsys.readouterr().out
+    assert measured.pop() == 2  # in vain
     folder = run[0] / "searches" / strategy.replace("_", "-")
     half = json.loads((folder / "candidates.json").read_text())["candidates"]
     main([*words, "--test_after_fit", "false"])
@@ -125,7 +171,12 @@ def test_an_interrupted_search_goes_on_with_nothing_measured_twice(run, measured
         (["--search.over", "{}"], "leave nothing to search"),
         (["--search.over", "{densitty: [0.1]}"], "there is no setting 'densitty' (did you mean 'density'?)"),
         (["--search.over", "{density: [2.0]}"], "search over method.density of knots-ties: Ties density is 2.0"),
-        (["--search.of", "{knot-ties: {density: [0.1]}}"], "search.of names 'knot-ties'"),
+        (
+            ["--search.of", "{knot-ties: {density: [0.1]}}"],
+            "search.of names 'knot-ties'; known merges: knots-ties, mean (did you mean 'knots-ties'?)",
+        ),
+        (["--search.over", "{density: {low: 0.1, high: 0.5}}"], "grid needs a step in its range"),
+        (["--search.at_once", "0"], "search.at_once is 0"),
         (["--search.strategy", "random"], "search.strategy: expected one of grid, one_at_a_time, optuna, not 'random'"),
         (["--search.name", "a/b"], "search.name 'a/b' must name a folder"),
         (["--trainer.callbacks", "[]"], "trainer.callbacks has no merge to search"),
@@ -152,3 +203,90 @@ def test_records_of_other_adapters_are_refused_and_damaged_ones_named(run, tiny_
     write_run(tiny_clip, tmp_path, seed=1)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(search))
     assert "is of a search with other adapters" in refused(capsys, *words)
+
+
+def test_steps_by_class_are_searched_and_each_alignment_is_made_once(run, measured, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHEETBEND_CACHE", str(tmp_path / "cache"))
+    made, whole = [], KnOTS.encode
+    monkeypatch.setattr(KnOTS, "encode", lambda space, updates: made.append(space) or whole(space, updates))
+    outputs = {"class_path": "mergers.KnOTS", "init_args": {"concatenate": "outputs"}}
+    over = {"coefficients": [0.5, 1.0], "space": ["full", "knots", outputs], "density": [0.2, 0.6]}
+    words = [*run[1], "--search.over", json.dumps(over), "--test_after_fit", "false", "--search.at_once", "4"]
+    main(words)
+    found = rows(run[0] / "searches" / "grid")
+    assert len(found) == sum(measured) == 2 * 3 * 2 + 2 * 3
+    assert {row["space"] for row in found} == {"full", "knots", "KnOTS(concatenate=outputs)"}
+    modules = len(load_adapter(run[0] / "adapters" / "hue"))
+    assert len(made) == 2 * modules, "one alignment for inputs and one for outputs"
+    main([*words, "--search.name", "again"])
+    assert len(made) == 2 * modules, "the cache on disk has them"
+
+
+def test_a_merge_that_fails_is_passed_over_and_said_and_not_tried_again(run, measured, capsys):
+    words = [*run[1], "--search.over", "{coefficients: [0.5, 1.0e+300]}", "--test_after_fit", "false"]
+    main(words)
+    printed = capsys.readouterr().out
+    assert "passed over: mean coefficients=1e+300: merging " in printed and "overflows" in printed
+    found = {(row["merge"], row["coefficients"]): row for row in rows(run[0] / "searches" / "grid")}
+    assert found["mean", "1e+300"]["normalised"] == "" and "overflows" in found["mean", "1e+300"]["failed"]
+    assert float(found["mean", "0.5"]["normalised"]) > 0
+    main(words)
+    assert measured == [4]
+    nothing = [*run[1], "--search.over", "{coefficients: [1.0e+300]}", "--search.name", "none"]
+    assert "no candidate of knots-ties could be merged: merging " in refused(capsys, *nothing)
+
+
+def test_a_study_that_others_have_finished_is_taken_over_whole(run, measured, tmp_path, capsys):
+    pytest.importorskip("optuna")
+    words = [*run[1], "--search.strategy", "optuna", "--search.trials", "3", "--test_after_fit", "false"]
+    words += ["--search.storage", str(tmp_path / "shared.journal")]
+    main(words)
+    count = sum(measured)
+    shutil.copytree(run[0] / "adapters", tmp_path / "other" / "adapters")
+    main([*words, "--trainer.default_root_dir", str(tmp_path / "other")])
+    assert sum(measured) == count
+    first, second = (
+        json.loads((root / "searches" / "optuna" / "candidates.json").read_text())
+        for root in (run[0], tmp_path / "other")
+    )
+    assert (
+        sorted(map(str, first["candidates"])) == sorted(map(str, second["candidates"]))
+        and len(first["candidates"]) == count
+    )
+    assert (run[0] / "searches/optuna/best.yaml").read_text() == (
+        tmp_path / "other/searches/optuna/best.yaml"
+    ).read_text()
+
+
+def test_two_processes_do_not_search_in_one_folder(run, capsys):
+    with alone(run[0] / "searches" / "grid"):
+        assert "another process searches in" in refused(capsys, *run[1])
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    line = refused(capsys, *run[1], "--model.adapters", str(run[0] / "adapters" / "{task}"),
+                   "--trainer.default_root_dir", str(tmp_path / "file"))  # fmt: skip
+    assert "file" in line
+
+
+def test_room_is_counted_for_the_weights_that_a_merge_takes():
+    adapters = random_adapters(3, ranks=2)
+    dense = sum(one.shape[0] * one.shape[1] for one in adapters[0].values())
+
+    def sweeper(branches):
+        base = SimpleNamespace(parameters=lambda: iter([torch.zeros(1, dtype=torch.bfloat16)]))
+        model = SimpleNamespace(
+            adapters=lambda: adapters,
+            merges_as_branches=branches,
+            model=SimpleNamespace(get_base_model=lambda: base),
+        )
+        trainer = SimpleNamespace(callbacks=[], strategy=SimpleNamespace(root_device=torch.device("cpu")))
+        return Sweeper(trainer, model, None)
+
+    shapes = [one.shape for one in adapters[0].values()]
+    factored = sum(min(math.prod(shape), min(6, *shape) * sum(shape)) for shape in shapes)
+    assert sweeper(False).bytes_of(Merger(Full(), "mean")) == 2 * dense
+    assert sweeper(True).bytes_of(Merger(Full(), "mean")) == 2 * factored
+    assert sweeper(True).bytes_of(Merger(Full(), "ties")) == 2 * dense
+    assert sweeper(False).room(10**15) == 1 < sweeper(False).room(10**6)
