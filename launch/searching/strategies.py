@@ -263,16 +263,25 @@ def _encoded(space: Space, values: Values) -> Values:
 
 
 def _decoded(space: Space, params: Values) -> Values:
-    return {
-        name: given[params[name]] if isinstance(given, list) and _opaque(given) else params[name]
-        for name, given in space.items()
-    }
+    return {name: _meant(given, params[name]) for name, given in space.items()}
+
+
+def _meant(given: list[Any] | Range, stored: Any) -> Any:
+    if isinstance(given, list):
+        return given[stored] if _opaque(given) else stored
+    return round(stored, 12) if given.step else stored  # 0.1 + 2 * 0.1 is 0.3
 
 
 def _holds(values: list[Any] | Range, value: Any) -> bool:
+    """Return whether optuna could have proposed the value."""
     if isinstance(values, list):
         return value in values
-    return isinstance(value, int | float) and values.low <= value <= values.high
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if values.step:
+        return value in values.values()
+    whole = values.log and isinstance(values.low, int) and isinstance(values.high, int)
+    return values.low <= value <= values.high and (isinstance(value, int) or not whole)
 
 
 def strategy_of(
