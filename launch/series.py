@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -87,6 +88,7 @@ def in_turn(
     entries: Sequence[Entry],
     run: Callable[[Entry], T],
     finished: Callable[[Entry], T | None] = lambda entry: None,
+    say: Callable[[str], None] | None = None,
 ) -> list[T]:
     """Run all entries, with a line before each; return what came of them.
 
@@ -94,29 +96,31 @@ def in_turn(
         entries: in their order.
         run: runs one.
         finished: returns what came of one that need not be run again; none where it must be.
+        say: shows a line; by default it is printed.
 
     Raises:
         SheetbendError: one failed by the user's fault; those before it are kept.
         SystemExit: one was interrupted, or failed otherwise; those before it are kept.
     """
+    say = say or partial(print, flush=True)
     done: list[T] = []
     for number, entry in enumerate(entries, 1):
         line = f"{entry.label} ({number} of {len(entries)}): {entry.folder}"
         outcome = finished(entry)
         if outcome is not None:
-            print(f"{line} is finished and unchanged; --overwrite true repeats it", flush=True)
+            say(f"{line} is finished and unchanged; --overwrite true repeats it")
             done.append(outcome)
             continue
-        print(line, flush=True)
+        say(line)
         try:
             done.append(run(entry))
         except SheetbendError as error:
             raise SheetbendError(f"{entry.label}: {error}") from None
         except KeyboardInterrupt:
-            print(f"\ninterrupted in {_stopped(entries, number)}", flush=True)
+            say(f"\ninterrupted in {_stopped(entries, number)}")
             raise SystemExit(INTERRUPTED) from None
         except SystemExit:
-            print(f"stopped in {_stopped(entries, number)}", flush=True)
+            say(f"stopped in {_stopped(entries, number)}")
             raise
     return done
 
