@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))  # a tool of the repository: importable without be
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from benchmarks.evaluation_cases import (  # noqa: E402  # noqa: E402
+from benchmarks.evaluation_cases import (  # noqa: E402
     BATCH,
     TEMPLATE,
     TINY_CLIP,

@@ -32,8 +32,8 @@ class Share(Metric):
 
     def update(self, right: Tensor) -> None:
         """Count one batch: bool (N,)."""
-        self.right += right.sum()
-        self.seen += len(right)
+        self.right = self.right + right.sum()
+        self.seen = self.seen + len(right)
 
     def compute(self) -> Tensor:
         """Return the share, a scalar in [0, 1]."""
