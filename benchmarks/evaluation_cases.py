@@ -148,7 +148,11 @@ def _write_model(folder: Path, tower: dict[str, int]) -> None:
         text_config=tiny.text_config.to_dict(), vision_config=vision, projection_dim=tiny.projection_dim
     )
     torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
+    model = CLIPModel(config)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:  # CLIP's own initial values are so small that all pictures look alike
+            nn.init.normal_(parameter, std=0.3 if "embedding" in name else parameter.shape[1] ** -0.5)
+    model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY_CLIP / name, folder / name)
     side = tower["image_size"]

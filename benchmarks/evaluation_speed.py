@@ -156,7 +156,6 @@ class Bench:
             "tasks": list(self.case.tasks),
             "template": TEMPLATE,
             "batch": batch,
-            "threads": self.threads,
             **more,
         }
         seconds, printed = self._timed([sys.executable, str(SCRIPT), way, json.dumps(specification)], self._new_cache())

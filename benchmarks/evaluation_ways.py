@@ -20,6 +20,9 @@ def clock() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
+START = clock()
+
+
 def since(start: tuple[float, float]) -> list[float]:
     """Return both since ``start``."""
     return [now - then for now, then in zip(clock(), start, strict=True)]
@@ -138,8 +141,8 @@ def _pictures(plain: Plain, specification: dict[str, Any]) -> tuple[dict, dict, 
         def __getitem__(self, index: int) -> tuple[Any, int]:
             file, label = self.files[index]
             image, side = Image.open(file).convert("RGB"), plain.side
-            scale = side / min(image.size)
-            image = image.resize([int(length * scale) for length in image.size], Image.Resampling.BICUBIC)
+            short = min(image.size)
+            image = image.resize([side * length // short for length in image.size], Image.Resampling.BICUBIC)
             left, top = ((length - side) // 2 for length in image.size)
             pixels = np.asarray(image)[top : top + side, left : left + side].transpose(2, 0, 1)
             return plain.torch.from_numpy(pixels.copy()), label
@@ -187,7 +190,7 @@ def sweeps(specification: dict[str, Any]) -> dict[str, Any]:
 
 def parts(specification: dict[str, Any]) -> dict[str, Any]:
     """Return where the time of one ``sheetbend test`` goes, in seconds of the wall and of the processor."""
-    start, spent = clock(), {}
+    spent: dict[str, list[float]] = {}
     from callbacks import MergeCallback
     from datamodules.base import TaskDataModule
     from datamodules.turns import BatchDataset
@@ -197,7 +200,7 @@ def parts(specification: dict[str, Any]) -> dict[str, Any]:
     from lightning_modules.evaluation import VariantTester
     from lightning_modules.metrics import Evaluator
 
-    spent["imports"] = since(start)
+    spent["imports"] = since(START)
     for name, owner, method in (
         ("settings", SheetbendCLI, "setup_parser"),
         ("settings", SheetbendCLI, "parse_arguments"),
@@ -211,7 +214,7 @@ def parts(specification: dict[str, Any]) -> dict[str, Any]:
     ):
         setattr(owner, method, _timed(getattr(owner, method), spent, name))
     main(["test", "--config", specification["configurations"][0]])
-    spent["whole"] = since(start)
+    spent["whole"] = since(START)
     return {"spent": spent}
 
 
@@ -231,13 +234,8 @@ WAYS = {"plain": plain_loop, "forward": forward_alone, "sweeps": sweeps, "parts"
 
 
 def main(argv: list[str]) -> int:
-    """Run one way: its name, and a specification as JSON."""
-    import torch
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
+    """Run one way: its name, and a specification as JSON. The environment says how many threads."""
     way, specification = argv[0], json.loads(argv[1])
-    torch.set_num_threads(specification["threads"])
     print(json.dumps(WAYS[way](specification)), flush=True)
     return 0
 
