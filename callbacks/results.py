@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -37,6 +37,7 @@ METRIC_WORDS = {
 }
 CSV_COLUMNS = ("variant", "task", "metric", "value", "count", "normalised")
 FORMAT = 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -348,7 +349,7 @@ def results_table(results: Results, chosen: Sequence[Column] | None = None, head
     for column in chosen:
         # Beside accuracies among a task's own labels, the other label space has to be named.
         heading = f"joint {column.heading}" if column.joint and mixed else column.heading
-        table.add_column(escape(re.sub(r"([-_])| ", r"\1\n", heading)), justify="right", no_wrap=True)
+        table.add_column(heading_lines(heading), justify="right", no_wrap=True)
     marked = [cells(results, column) for column in chosen]
     references = [name for name in results.variants if name in REFERENCES]
     for name in results.variants:
@@ -356,6 +357,11 @@ def results_table(results: Results, chosen: Sequence[Column] | None = None, head
         numbers = [f"[bold]{text}[/bold]" if best else text for text, best in (cell[name] for cell in marked)]
         table.add_row(escape(label), *numbers, end_section=bool(results.merged) and name in references[-1:])
     return table
+
+
+def heading_lines(heading: str) -> str:
+    """Return a heading with a line for each of its words."""
+    return escape(re.sub(r"([-_])| ", r"\1\n", heading))
 
 
 def results_view(results: Results, width: int) -> RenderableType:
@@ -366,14 +372,14 @@ def results_view(results: Results, width: int) -> RenderableType:
     """
 
     def fits(chosen: list[Column]) -> bool:
-        return _width(results_table(results, chosen)) <= width
+        return table_width(results_table(results, chosen)) <= width
 
     table = results_table(results)
-    tables = [table] if _width(table) <= width else _narrow_tables(results, fits)
+    tables = [table] if table_width(table) <= width else _narrow_tables(results, fits)
     if BY_NAME in results.spaces:
         by_name = joint_columns(results, "all", BY_NAME)
         heading = "One label space for all tasks, labels of equal names as one"
-        tables += [results_table(results, chosen, heading) for chosen in _split(by_name, fits)]
+        tables += [results_table(results, chosen, heading) for chosen in split_to_fit(by_name, fits)]
     return tables[0] if len(tables) == 1 else Group(*(part for table in tables for part in (table, "")))
 
 
@@ -387,18 +393,20 @@ def _narrow_tables(results: Results, fits: Callable[[list[Column]], bool]) -> li
         tasks = len(results.tasks)
         own, joint = own[:tasks], own[tasks:] + joint
         heading = "Mean over tasks in %" + ("; joint: one label space for all tasks" if results.hits else "")
-    tables = [results_table(results, chosen) for chosen in _split(own, fits)]
-    tables += [results_table(results, chosen, heading) for chosen in _split(joint, fits)]
+    tables = [results_table(results, chosen) for chosen in split_to_fit(own, fits)]
+    tables += [results_table(results, chosen, heading) for chosen in split_to_fit(joint, fits)]
     return tables
 
 
-def _width(table: Table) -> int:
+def table_width(table: Table) -> int:
+    """Return how many characters a table takes."""
     console = Console(width=10_000)
     return Measurement.get(console, console.options, table).maximum
 
 
-def _split(chosen: list[Column], fits: Callable[[list[Column]], bool]) -> list[list[Column]]:
-    parts: list[list[Column]] = []
+def split_to_fit(chosen: Sequence[T], fits: Callable[[list[T]], bool]) -> list[list[T]]:
+    """Return the columns in as few lists as fit, in their order."""
+    parts: list[list[T]] = []
     for column in chosen:
         if parts and fits([*parts[-1], column]):
             parts[-1].append(column)

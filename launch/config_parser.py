@@ -1,12 +1,15 @@
 """The parser of configurations: it knows where in one a fault is, and shows the fields of what a task declares."""
 
 import argparse
+import functools
 import inspect
 import typing
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any, ClassVar, NoReturn
 
+from docstring_parser import DocstringStyle
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -15,6 +18,9 @@ from launch import cli
 from launch.errors import one_line, option_names, place_in, plain
 from launch.searching.settings import Search
 from lightning_modules import Adaptation, LoRATasks
+
+# By default every docstring is parsed in four styles, at each of hundreds of parsers that one configuration takes.
+set_parsing_settings(docstring_parse_style=DocstringStyle.GOOGLE)
 
 # Where in a configuration a class of ours stands.
 PLACES = {
@@ -114,6 +120,7 @@ class FieldsHelp(argparse.Action):
         parser.exit()
 
 
+@functools.cache
 def declarations(theclass: type) -> Mapping[str, tuple[type, type]]:
     """Return the arguments of a class that are maps or lists of dataclasses: dict or list, and the dataclass."""
     found = {}

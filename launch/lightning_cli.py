@@ -1,6 +1,6 @@
 """LightningCLI with our defaults, one-line errors, and runs that go on where they stopped."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import callbacks
 from callbacks.progress import progress_bar
-from launch import adaptation, cli
+from launch import adaptation, cli, seeds
 from launch.config_parser import Parser, task_declarations
 from launch.errors import one_line
 from launch.runs import ADAPTATION_SETTINGS, CHECKPOINT, Interruption, SaveConfig, clear, read_checkpoint, resume_point
@@ -43,9 +43,15 @@ TRAINER_DEFAULTS = {
 
 
 class SheetbendCLI(LightningCLI):
-    """Subcommands fit, validate, test, search and adapt; the run folder is ``trainer.default_root_dir``."""
+    """Subcommands fit, validate, test, search and adapt; the run folder is ``trainer.default_root_dir``.
 
-    def __init__(self, words: Sequence[str]):
+    Args:
+        words: the command line; or one run of a series: a mapping of ``subcommand`` and, under its name, all settings.
+    """
+
+    def __init__(self, words: Sequence[str] | Mapping[str, Any]):
+        self.in_series = isinstance(words, Mapping)
+        self.words = () if self.in_series else tuple(words)
         self.interruption = Interruption()
         self.resume_from: Path | None = None
         super().__init__(
@@ -60,7 +66,7 @@ class SheetbendCLI(LightningCLI):
             parser_kwargs={"prog": cli.PROGRAM, "description": DESCRIPTION},
             parser_class=Parser,
             auto_configure_optimizers=False,
-            args=list(words),
+            args=words if self.in_series else list(words),
         )
 
     @staticmethod
@@ -99,6 +105,14 @@ class SheetbendCLI(LightningCLI):
             default=None,
             help="What ``search`` tries, and what decides. Other commands pass it over.",
         )
+        parser.add_argument(
+            "--seeds",
+            type=int,
+            nargs="+",
+            default=None,
+            help="Run the command once a seed: with it as seed_everything, in the folder seed-SEED of the run folder, "
+            "and for {seed} in any path, such as model.adapters. What is finished and unchanged is not run again.",
+        )
         for key, (container, declared) in task_declarations().items():
             parser.add_fields_help(key, container, declared)
 
@@ -111,12 +125,19 @@ class SheetbendCLI(LightningCLI):
             raise SheetbendError(f"seed_everything is {seed}; give a number from 0 to {2**32 - 1}")
         super()._set_seed()
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | Mapping[str, Any]) -> None:
         """Parse ``args``, not ``sys.argv``."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_object(args) if self.in_series else parser.parse_args(args)
+
+    @property
+    def seeds(self) -> list[int] | None:
+        """The seeds of a series, of which each run is a `SheetbendCLI` of its own."""
+        return self._get(self.config, "seeds")
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; what a class says against its arguments becomes one line."""
+        if self.seeds is not None:
+            return
         try:
             super().instantiate_classes()
         except MisconfigurationException as error:
@@ -127,6 +148,16 @@ class SheetbendCLI(LightningCLI):
             if "Trainer(" not in str(error):
                 raise
             raise SheetbendError(f"trainer: {' '.join(str(error).split())}") from None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self.seeds is None:
+            super()._run_subcommand(subcommand)
+        else:
+            seeds.run(subcommand, self.seeds, self._settings(subcommand), self.words)
+
+    def _settings(self, subcommand: str) -> dict[str, Any]:
+        """Return all settings as plain values."""
+        return yaml.safe_load(self._parser(subcommand).dump(self.config[subcommand], skip_none=False))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has, each unless the configuration brings its own."""
@@ -189,6 +220,11 @@ class SheetbendCLI(LightningCLI):
         datamodule.check_all()
         datamodule.quiet = self.trainer.progress_bar_callback is None
         processes = self.trainer.num_devices * self.trainer.num_nodes
+        if processes > 1 and self.in_series:  # each would be started with the command line of the whole series
+            raise SheetbendError(
+                f"trainer.devices and num_nodes make {processes} processes; a series runs in one, give "
+                "--trainer.devices 1, or one seed a command"
+            )
         if processes > 1 and self.subcommand != "adapt":  # before Lightning starts them
             raise SheetbendError(
                 f"trainer.devices and num_nodes make {processes} processes; tasks take turns on one device, give "
@@ -219,8 +255,7 @@ class SheetbendCLI(LightningCLI):
         checkpoint = ckpt_path
         if not self.trainer.fast_dev_run:
             if not overwrite and checkpoint is None:
-                settings = yaml.safe_load(self._parser("fit").dump(options, skip_none=False))
-                checkpoint = resume_point(self.folder, settings)
+                checkpoint = resume_point(self.folder, self._settings("fit"))
             content = read_checkpoint(checkpoint, *FITTED)
             self._prepare(model, datamodule, fresh=True)
             if overwrite:
@@ -242,8 +277,7 @@ class SheetbendCLI(LightningCLI):
             self._refuse_own_inputs(ckpt_path, model.adapter_source)
         checkpoint = ckpt_path
         if checkpoint is None and not overwrite and not self.trainer.fast_dev_run:
-            dumped = yaml.safe_load(self._parser(self.subcommand).dump(options, skip_none=False))
-            checkpoint = resume_point(folder, dumped, ADAPTATION_SETTINGS)
+            checkpoint = resume_point(folder, self._settings(self.subcommand), ADAPTATION_SETTINGS)
         content = read_checkpoint(checkpoint, *ADAPTED)
         self._prepare(model, datamodule, fresh=False)
         module, data = adaptation.prepared(model, datamodule, settings)
@@ -338,8 +372,12 @@ class ConfigurationOnly(SheetbendCLI):
     @property
     def data_settings(self) -> dict[str, Any]:
         """The configuration of the datamodule as plain values."""
-        whole = self._parser("fit").dump(self.config["fit"], skip_none=False)
-        return yaml.safe_load(whole).get("data") or {}
+        return self._settings("fit").get("data") or {}
+
+    @property
+    def seeds(self) -> None:
+        """None: there is nothing to repeat."""
+        return None
 
     def instantiate_trainer(self, **kwargs: Any) -> None:
         """Build no trainer."""

@@ -9,14 +9,35 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch import LightningModule
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.full_checkpoints import Donors, Unadapted
-from lightning_modules.lora import without_adapters
+from lightning_modules.lora import adapter_layers, without_adapters
 from lightning_modules.metrics import Meter
 from lightning_modules.scores import Score, headline_scores, headlines
-from lightning_modules.variants import FINETUNED, PRETRAINED, Variant, finetuned, merged_variant, pretrained, replaced
+from lightning_modules.variants import (
+    FINETUNED,
+    PRETRAINED,
+    Places,
+    Variant,
+    finetuned,
+    merged_variant,
+    pretrained,
+    replaced,
+)
 from mergers import Adapter
+
+
+class Sweep:
+    """What one sweep of the data has found in the model, so that not each batch looks for it again.
+
+    Args:
+        model: keeps its modules and parameters until the sweep ends.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.layers, self.places = adapter_layers(model), Places(model)
+        self.active: str | None = None  # the task whose adapter is
 
 
 class VariantTester(LightningModule, ABC):
@@ -38,6 +59,7 @@ class VariantTester(LightningModule, ABC):
         self.variants: dict[str, Variant] = {FINETUNED: finetuned()}
         self.evaluator: Meter | None = None
         self._scores: list[Score] = []
+        self._sweep: Sweep | None = None
 
     @abstractmethod
     def build_evaluator(self, tasks: Sequence[Any]) -> Meter:
@@ -92,11 +114,16 @@ class VariantTester(LightningModule, ABC):
         """Let the backbone run as ``variant``, on examples of ``task``."""
         if variant.own_adapter and task in self.donors.adapters:
             variant = self.donors.variant(task, self.model, any(one.ensemble for one in self.variants.values()))
+        sweep = self._sweep
         if variant.own_adapter:
-            self.activate(task)
+            if sweep is None or sweep.active != task:
+                self.activate(task)
+            if sweep is not None:
+                sweep.active = task
             yield
         else:
-            with without_adapters(self.model), replaced(self.model, variant):
+            layers, places = (None, None) if sweep is None else (sweep.layers, sweep.places)
+            with without_adapters(self.model, layers), replaced(self.model, variant, places):
                 yield
 
     @torch.no_grad()
@@ -138,18 +165,19 @@ class VariantTester(LightningModule, ABC):
     def on_validation_epoch_start(self) -> None:
         """Forget the last measurement."""
         self.evaluator.reset()
+        self._sweep = Sweep(self.model)
 
     on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
         """Note what was measured."""
-        self._scores = self.evaluator.scores()
+        self._scores, self._sweep = self.evaluator.scores(), None
         self.donors.release()
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
         """Note what was measured."""
-        self._scores = self.evaluator.scores()
+        self._scores, self._sweep = self.evaluator.scores(), None
         self.donors.release()
         self._log_scores("test")
 

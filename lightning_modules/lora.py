@@ -3,7 +3,7 @@
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -190,14 +190,24 @@ def adapter_parameters(model: PeftModel, task: str) -> dict[str, nn.Parameter]:
     }
 
 
+def adapter_layers(model: nn.Module) -> list[BaseTunerLayer]:
+    """Return all layers of ``model`` that PEFT can switch off."""
+    return [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+
+
 @contextlib.contextmanager
-def without_adapters(model: nn.Module) -> Iterator[None]:
+def without_adapters(model: nn.Module, layers: Sequence[BaseTunerLayer] | None = None) -> Iterator[None]:
     """Let ``model`` run without its adapters.
+
+    Args:
+        model: with or without adapters.
+        layers: what `adapter_layers` returns of it, for who has looked already.
 
     PEFT's own ``disable_adapter`` takes stock of the whole model first and turns gradients off and on, which for small
     models takes longer than a batch.
     """
-    before = {layer: layer.disable_adapters for layer in model.modules() if isinstance(layer, BaseTunerLayer)}
+    layers = adapter_layers(model) if layers is None else layers
+    before = {layer: layer.disable_adapters for layer in layers}
     try:
         for layer in before:
             layer._disable_adapters = True

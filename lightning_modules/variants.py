@@ -96,8 +96,28 @@ def merged_variant(
     return Variant(description, weights, beside)
 
 
+class Places:
+    """Where each parameter of a model stands; a look through all modules, which many calls of `replaced` may share.
+
+    Args:
+        model: must keep its modules and parameters for as long as this is used.
+    """
+
+    def __init__(self, model: nn.Module):
+        holders: dict[int, list[tuple[dict[str, Any], str, nn.Parameter]]] = {}
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                holders.setdefault(id(parameter), []).append((module._parameters, name, parameter))
+        named = model.named_parameters(remove_duplicate=False)
+        self._holders = {name: holders[id(parameter)] for name, parameter in named}
+
+    def of(self, name: str) -> list[tuple[dict[str, Any], str, nn.Parameter]]:
+        """Return who holds the parameter ``name``: a module's parameters, its name there, and itself."""
+        return self._holders[name]
+
+
 @contextlib.contextmanager
-def replaced(model: nn.Module, variant: Variant) -> Iterator[None]:
+def replaced(model: nn.Module, variant: Variant, places: Places | None = None) -> Iterator[None]:
     """Give ``model`` the weights and branches of ``variant``, and take them away again.
 
     A parameter that several layers share is replaced in all of them.
@@ -105,32 +125,30 @@ def replaced(model: nn.Module, variant: Variant) -> Iterator[None]:
     Args:
         model: holds the parameters and layers that ``variant`` names.
         variant: what to put in their place; the tensors are used, not copied.
+        places: of ``model``, for who has looked already.
 
     Raises:
         RuntimeError: the variant's weights have been let go.
     """
     if variant.weights is None:
         raise RuntimeError(f"the weights of this variant have been let go: {variant.description}")
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    values = {id(parameters[name]): value for name, value in variant.weights.items()}
-    kept: list[tuple[dict[str, Any], str, nn.Parameter]] = []
+    if variant.weights and places is None:
+        places = Places(model)
+    held = {name: places.of(name) for name in variant.weights}
     hooks = []
     try:
-        for module in model.modules() if values else ():
-            # Not through .data: in inference mode tensors made elsewhere could not take its place.
-            for name, parameter in module._parameters.items():
-                if id(parameter) in values:
-                    kept.append((module._parameters, name, parameter))
-        for owner, name, parameter in kept:
-            owner[name] = values[id(parameter)]
+        # Not through .data: in inference mode tensors made elsewhere could not take its place.
+        for name, value in variant.weights.items():
+            for owner, key, _ in held[name]:
+                owner[key] = value
         for name, (a, b) in variant.branches.items():
             hooks.append(model.get_submodule(name).register_forward_hook(_branch(a, b)))
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        for owner, name, parameter in kept:
-            owner[name] = parameter
+        for owner, key, parameter in (holder for holders in held.values() for holder in holders):
+            owner[key] = parameter
 
 
 def _branch(a: Tensor, b: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import cli
-from launch.commands.adapters import in_words_of_options, load, local_paths, sources
+from launch.commands.adapters import Source, in_words_of_options, load, local_paths, sources
+from launch.commands.seeded import check_seeds, merge_each
 from launch.commands.words import Layer, Parser, as_words, file_words, flag, spelled, split_steps, stacked, whole_number
 
 if TYPE_CHECKING:
@@ -81,6 +82,13 @@ def parser(epilog: str = "") -> Parser:
     out = result.add_argument_group("what comes out")
     out.add_argument("--output", metavar="FOLDER", help="new folder for the result")
     out.add_argument(
+        "--seeds",
+        type=whole_number,
+        nargs="+",
+        metavar="SEED",
+        help="merge once a seed, which stands for {seed} in adapters and --output and seeds transforms that draw",
+    )
+    out.add_argument(
         "--rank", type=whole_number, metavar="K", help="keep the best approximation of this rank (default: exact)"
     )
     out.add_argument("--into", metavar="FOLDER", help="full model to add the result to; --output is then a full model")
@@ -112,6 +120,8 @@ def run(words: Sequence[str]) -> None:
     layers = [split_steps(file_words(path)) for path in getattr(options, "config", [])]
     options = parser().read([word for layer in [*layers, own] for word in layer.rest], _field_names())
     _require(options)
+    if "seeds" in options:
+        check_seeds(options, [*layers, own])
     with cli.interruptible():
         import mergers.output  # noqa: F401  torch takes seconds
         from mergers.errors import SheetbendError
@@ -210,11 +220,23 @@ def _run(options: Namespace, layer: Layer) -> None:
     if getattr(options, "print_config", False):
         print(_as_yaml(options, merger), end="")
         return
-    wanted = sources(options.adapters, getattr(options, "names", None))
-    output = Path(options.output) if "output" in options else None
-    if output is not None:
+    if "seeds" in options:
+        merge_each(options, merger, _checked, _merge)
+    else:
+        _merge(options, merger, _checked(options))
+
+
+def _checked(options: Namespace) -> list[Source]:
+    """Return the adapters' names and places; refuse an output that cannot be written."""
+    wanted = sources(options.adapters, value_of(options, "names"))
+    if "output" in options:
         inputs = local_paths(wanted, value_of(options, "into"), value_of(options, "base"))
-        check_output(output, inputs, value_of(options, "overwrite", False))
+        check_output(Path(options.output), inputs, value_of(options, "overwrite", False))
+    return wanted
+
+
+def _merge(options: Namespace, merger: "Merger", wanted: Sequence[Source]) -> None:
+    output = Path(options.output) if "output" in options else None
     _Merge(options, merger, wanted, output).run()
 
 

@@ -12,7 +12,7 @@ from transformers import CLIPVisionModelWithProjection
 from callbacks.merge import MergeCallback
 from datamodules import Task
 from lightning_modules import LoRA
-from lightning_modules.variants import Variant, merged_variant, replaced
+from lightning_modules.variants import Places, Variant, finetuned, merged_variant, replaced
 from mergers import Adapter, DenseUpdate, LowRankUpdate, Merger, SheetbendError, Ties
 from tests.lightning_modules.training import QUIET, fit, module
 from tests.stand_ins import StandIns
@@ -143,6 +143,25 @@ def test_a_shared_parameter_is_replaced_in_every_layer_and_comes_back():
     with pytest.raises(ZeroDivisionError), replaced(model, Variant("x", {"0.weight": torch.eye(5, 4)})):
         raise ZeroDivisionError
     assert model[0].weight is before and model[1].weight is before
+
+
+def test_a_sweep_looks_through_the_model_once_and_measures_the_same(tiny_clip, tmp_path, monkeypatch):
+    model = fit(tiny_clip, tmp_path, ["hue", "shade"])
+    data = StandIns(["hue", "shade"], eval_batch_size=10)
+    trainer = Trainer(**QUIET, callbacks=[MergeCallback({"mean": "mean", "ties": "ties"})], default_root_dir=tmp_path)
+    looked, activated, places, activate = [], [], Places.__init__, model.model.set_adapter
+    monkeypatch.setattr(Places, "__init__", lambda self, whole: (looked.append(whole), places(self, whole))[1])
+    monkeypatch.setattr(model.model, "set_adapter", lambda task: (activated.append(task), activate(task))[1])
+    trainer.test(model, data, verbose=False)
+    assert looked == [model.model] and activated == ["hue", "shade"]  # of five batches and three variants each
+    scores = {(s.variant, s.task): s.value for s in model.scores() if s.metric == "accuracy"}
+    variants = MergeCallback({"mean": "mean", "ties": "ties"}).build_variants(model.eval())
+    for name, variant in {"finetuned": finetuned(), **variants}.items():
+        for task in ("hue", "shade"):
+            pixels, labels = data.split(task, "test").batch(list(range(45)))
+            predicted = model.task_logits(model.features_of(variant, pixels, task), task).argmax(1)
+            assert scores[name, task] == pytest.approx((predicted == labels).float().mean().item())
+    assert len(looked) == 1 + 4  # outside a sweep, each call looks for itself
 
 
 def test_merged_weights_keep_the_dtype_of_the_layer():

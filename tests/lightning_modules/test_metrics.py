@@ -1,10 +1,11 @@
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules import Task
 from datamodules.label_space import JointLabels
-from lightning_modules.metrics import METRICS, Evaluator
+from lightning_modules.metrics import METRICS, Evaluator, Share, found
 from mergers import SheetbendError
 
 
@@ -49,6 +50,22 @@ def test_scores_equal_a_plain_count():
         assert scores["all", f"joint_hits@{k}"].value == pytest.approx(pooled / 16)
         assert scores["all", f"joint_hits@{k}"].count == 16
     assert ("all", "accuracy") not in scores
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_hits_are_those_of_torchmetrics_to_the_bit(ties):
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(90, 20, generator=generator)
+    if ties:
+        scores[:, 10:] = scores[:, :10]  # classes of equal prompts
+        scores[3:6] = torch.nan  # of a model that has diverged
+    labels = torch.randint(20, (90,), generator=generator)
+    for k in (1, 3, 5, 10):
+        theirs, ours = MulticlassAccuracy(20, top_k=k, average="micro", validate_args=False), Share()
+        for rows in torch.arange(90).split(37):
+            theirs.update(scores[rows], labels[rows])
+            ours.update(found(scores[rows], labels[rows], k))
+        assert torch.equal(ours.compute(), theirs.compute()) and 0 < ours.compute() < 1
 
 
 @pytest.mark.parametrize(

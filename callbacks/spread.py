@@ -1,0 +1,176 @@
+"""Several runs of the same variants: the mean of each number over the runs, and its spread."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from callbacks.results import (
+    NORMALISED_NOTE,
+    REFERENCES,
+    Results,
+    counted,
+    csv_text,
+    heading_lines,
+    joint_columns,
+    metrics_note,
+    own_columns,
+    split_to_fit,
+    table_width,
+    title,
+)
+from callbacks.wide_table import WideTable
+from mergers.errors import SheetbendError
+
+COLUMNS = ("variant", "task", "metric", "mean", "deviation", "runs")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One number over several runs.
+
+    Attributes:
+        values: one a run.
+
+    >>> Spread((0.5, 0.7)).text
+    '60.0 ± 14.1'
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean."""
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """The sample standard deviation; none of one run."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def text(self) -> str:
+        """Both in %, with one decimal."""
+        mean = f"{100 * self.mean:.1f}"
+        return mean if self.deviation is None else f"{mean} ± {100 * self.deviation:.1f}"
+
+
+@dataclass(frozen=True)
+class SpreadColumn:
+    """One column: its heading, and the spread of each variant that every run has a number of."""
+
+    heading: str
+    spreads: Mapping[str, Spread]
+
+
+def spread_columns(results: Sequence[Results]) -> list[SpreadColumn]:
+    """Return each task, mean, normalised mean and joint hits@1 (of each label space) as spreads over the runs.
+
+    Raises:
+        SheetbendError: the runs are of different tasks.
+    """
+    first = results[0]
+    odd = next((one for one in results if one.tasks != first.tasks), None)
+    if odd is not None:
+        raise SheetbendError(
+            f"runs {first.meta.get('run')} and {odd.meta.get('run')} have other tasks ({', '.join(first.tasks)}; "
+            f"{', '.join(odd.tasks)}); no mean can be taken"
+        )
+    each = [_columns(one) for one in results]
+    found = []
+    for heading in each[0]:
+        spreads = {}
+        for variant in first.variants:
+            values = [columns[heading](variant) if heading in columns else None for columns in each]
+            if None not in values:
+                spreads[variant] = Spread(tuple(values))
+        found.append(SpreadColumn(heading, spreads))
+    return found
+
+
+def _columns(results: Results) -> dict:
+    columns = {column.heading: column.value for column in own_columns(results)}
+    for space in results.spaces:
+        words = space.replace("_", " ")
+        joint = [column for column in joint_columns(results, "all", space) if column.heading == "hits@1"]
+        columns |= {f"{words} {column.heading}": column.value for column in joint}
+    return columns
+
+
+def spread_table(results: Sequence[Results], chosen: Sequence[SpreadColumn] | None = None) -> Table:
+    """Return mean ± sample standard deviation over the runs, a row a variant, the best merge of each column in bold."""
+    first = results[0]
+    chosen = spread_columns(results) if chosen is None else chosen
+    notes = [metrics_note(first)] * any(column.heading in first.tasks for column in chosen)
+    notes += [NORMALISED_NOTE.format(first.measure)] * any(column.heading == "norm. mean" for column in chosen)
+    table = WideTable(
+        title=heading_of(results),
+        caption="\n".join(["", *filter(None, notes)]) if any(notes) else None,
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+    )
+    table.add_column("variant", no_wrap=True)
+    for column in chosen:
+        table.add_column(heading_lines(column.heading), justify="right", no_wrap=True)
+    best = [_best(column, first.merged) for column in chosen]
+    references = [name for name in first.variants if name in REFERENCES]
+    for name in first.variants:
+        texts = [column.spreads[name].text if name in column.spreads else "-" for column in chosen]
+        cells = [
+            f"[bold]{text}[/bold]" if name in first.merged and text.split(" ")[0] == top else text
+            for text, top in zip(texts, best, strict=True)
+        ]
+        table.add_row(escape(name), *cells, end_section=bool(first.merged) and name in references[-1:])
+    return table
+
+
+def heading_of(results: Sequence[Results]) -> str:
+    """Return what the numbers are, in words."""
+    seeds = [one.meta.get("seed") for one in results]
+    told = len(set(seeds)) == len(seeds) and None not in seeds
+    runs = counted(len(seeds), "seed" if told else "run") + (f" ({', '.join(map(str, seeds))})" if told else "")
+    what = "mean ± sample standard deviation over" if len(seeds) > 1 else "of"
+    return f"{title(results[0])}: {what} {runs}"
+
+
+def _best(column: SpreadColumn, merged: Sequence[str]) -> str | None:
+    """Return the largest mean of a merge, as printed."""
+    texts = [column.spreads[name].text.split(" ")[0] for name in merged if name in column.spreads]
+    return max(texts, key=float, default=None)
+
+
+def spread_view(results: Sequence[Results], width: int) -> RenderableType:
+    """Return one table where it fits into ``width`` characters, else tables that do, one below the other."""
+
+    def fits(chosen: Sequence[SpreadColumn]) -> bool:
+        return table_width(spread_table(results, chosen)) <= width
+
+    tables = [spread_table(results, chosen) for chosen in split_to_fit(spread_columns(results), fits)]
+    return tables[0] if len(tables) == 1 else Group(*(part for table in tables for part in (table, "")))
+
+
+def spread_csv(results: Mapping[str, Results]) -> str:
+    """Return CSV text of all numbers as fractions: mean, deviation, and a column a run.
+
+    Args:
+        results: by the heading of their column.
+    """
+    first = next(iter(results.values()))
+    rows = []
+    for column in spread_columns(list(results.values())):
+        task = column.heading if column.heading in first.tasks else "all" if "joint" in column.heading else "mean"
+        for variant, spread in column.spreads.items():
+            metric = first.metric(task) if task in first.tasks else column.heading
+            number = (spread.mean, spread.deviation, len(spread.values), *spread.values)
+            rows.append((variant, task, metric, *number))
+    return csv_text((*COLUMNS, *results), rows)

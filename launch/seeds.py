@@ -1,0 +1,100 @@
+"""``--seeds``: one command once a seed, and what its variants reach on average."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from callbacks.results import Results
+from callbacks.spread import spread_csv, spread_view
+from launch.series import FILE, RESULTS, Entry, Outcome, run_series
+from mergers.errors import SheetbendError
+from mergers.files import atomic_write
+
+WORD = "{seed}"
+TABLE = "seeds.csv"
+
+
+def run(command: str, seeds: Sequence[int], configuration: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Run a subcommand once a seed, then show the mean over seeds.
+
+    Args:
+        command: such as ``fit``.
+        seeds: as given.
+        configuration: all settings as plain values.
+        words: of the command line.
+
+    Raises:
+        SheetbendError: the seeds make no series; or one of them failed.
+    """
+    check(seeds)
+    _check_others(seeds, configuration, words)
+    root = Path(configuration["trainer"]["default_root_dir"])
+    if WORD in str(root):
+        raise SheetbendError(f"trainer.default_root_dir is {root}; --seeds adds seed-SEED to it, leave {WORD} out")
+    outcomes = run_series(command, configuration, entries(seeds, root), root)
+    show(outcomes, root)
+
+
+def entries(seeds: Sequence[int], root: Path) -> list[Entry]:
+    """Return one run a seed.
+
+    >>> entries([3], Path("runs/x"))[0].folder.as_posix()
+    'runs/x/seed-3'
+    """
+    return [
+        Entry(f"seed {seed}", root / f"seed-{seed}", {"seed_everything": seed}, {"seed": str(seed)}) for seed in seeds
+    ]
+
+
+def check(seeds: Sequence[int]) -> None:
+    """Raise `SheetbendError` unless these are seeds, each once."""
+    if not seeds:
+        raise SheetbendError("seeds is empty; name some, such as --seeds 0 1 2")
+    for index, seed in enumerate(seeds):
+        if not 0 <= seed < 2**32:
+            raise SheetbendError(f"seeds has {seed}; give numbers from 0 to {2**32 - 1}")
+        if seed in seeds[:index]:
+            raise SheetbendError(f"seeds has {seed} twice; name it once")
+
+
+def _check_others(seeds: Sequence[int], configuration: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Refuse a seed beside the seeds that is none of them, or that would keep them from having an effect."""
+    seed = configuration.get("seed_everything")
+    given = any(word.partition("=")[0] == "--seed_everything" for word in words)
+    if isinstance(seed, bool) or ((given or seed != 0) and seed not in seeds):  # 0 is the default
+        raise SheetbendError(
+            f"seed_everything is {seed} beside seeds {' '.join(map(str, seeds))}; leave one of both out"
+        )
+    fixed = ((configuration.get("model") or {}).get("init_args") or {}).get("seed")
+    if fixed is not None:
+        raise SheetbendError(f"model.seed is {fixed}, whatever --seeds says; leave it out")
+
+
+def show(outcomes: Sequence[Outcome], root: Path) -> None:
+    """Print mean and spread of all runs that measured something, and where everything is."""
+    measured = [outcome for outcome in outcomes if outcome.results is not None]
+    if not measured:
+        print(f"{root}: {', '.join(outcome.entry.folder.name for outcome in outcomes)}", flush=True)
+        return
+    results: list[Results] = [outcome.results for outcome in measured]
+    console = Console()
+    console.print()
+    console.print(spread_view(results, console.width))
+    kept = [outcome.folder for outcome in measured if (outcome.folder / RESULTS).is_file()]
+    if not kept or results[0].split != "test":  # `validate` writes nothing
+        return
+    with atomic_write(root / TABLE) as temporary:
+        temporary.write_text(spread_csv({o.entry.label: o.results for o in measured}), encoding="utf-8")
+    names = ", ".join(folder.relative_to(root).as_posix() for folder in kept)
+    console.print(f"{root}: {names}; {TABLE}, {FILE}", soft_wrap=True, markup=False, highlight=False)
+    _report(kept, root)
+
+
+def _report(folders: Sequence[Path], root: Path) -> None:
+    try:
+        from launch.reporting import write_report
+    except ImportError:
+        return
+    write_report(folders, root)
