@@ -231,13 +231,12 @@ def _split_word(split: str) -> str:
     return "validation" if split == "val" else split
 
 
-def figures(results: Results | None, history: Curves, adaptation: bool = False) -> dict[str, Figure]:
+def figures(results: Results | None, history: Curves) -> dict[str, Figure]:
     """Return every plot there are numbers for, by file name.
 
     Args:
         results: what the test measured, if it ran.
         history: the validations while fitting.
-        adaptation: as for `curves`.
     """
     found = {}
     if results is not None:
@@ -245,5 +244,5 @@ def figures(results: Results | None, history: Curves, adaptation: bool = False) 
         if any(results.mean_normalised(name) is not None for name in results.variants):
             found["normalised.png"] = normalised(results)
     if len(history.steps) > 1:
-        found["curves.png"] = curves(history, adaptation)
+        found["curves.png"] = curves(history, results is not None and results.adapts)
     return found

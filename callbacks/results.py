@@ -48,7 +48,8 @@ class Results:
 
     Attributes:
         scores: what was measured, one score a (variant, task, metric).
-        meta: run name, seed, versions, split fingerprints, elapsed seconds: anything JSON can hold.
+        meta: run name, seed, versions, split fingerprints, elapsed seconds, machine, peak memory, command, caveats:
+            anything JSON can hold. Results of older versions lack some of it.
         split: the split it was measured on, ``test`` or ``val``.
         descriptions: variant name to its settings, one line each.
 
@@ -85,6 +86,11 @@ class Results:
     def tasks(self) -> tuple[str, ...]:
         """Every task, in order, without ``all``."""
         return tuple(dict.fromkeys(score.task for score in self.scores if score.task != "all"))
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the run adapted a merge, where others train."""
+        return bool(self.meta.get("adapts"))
 
     @cached_property
     def _joint(self) -> dict[str, list[int]]:
