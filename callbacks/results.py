@@ -203,12 +203,13 @@ class Results:
         """
         try:
             content = json.loads(text)
-            if content["format"] != FORMAT:
-                raise SheetbendError(f"{name} has format {content['format']!r}, not {FORMAT}; run the test again")
-            scores = tuple(Score(**score) for score in content["scores"])
-            return cls(scores, content["meta"], content["split"], content["descriptions"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            version = content["format"]
+            if version == FORMAT:
+                scores = tuple(_checked(Score(**score)) for score in content["scores"])
+                return cls(scores, dict(content["meta"]), content["split"], dict(content["descriptions"]))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SheetbendError(f"{name} holds no results ({error}); run the test again to write it") from error
+        raise SheetbendError(f"{name} has format {version!r}, not {FORMAT}; run the test again")
 
     def to_csv(self) -> str:
         """Return tidy CSV text, one row a number; rows of task ``mean`` are derived."""
@@ -242,6 +243,14 @@ class Results:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise SheetbendError(f"{name} holds no results ({error}); run the test again to write it") from error
+
+
+def _checked(score: Score) -> Score:
+    texts = (score.variant, score.task, score.metric)
+    numbers = isinstance(score.value, int | float) and isinstance(score.count, int)
+    if not numbers or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"not a score: {score}")
+    return score
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
