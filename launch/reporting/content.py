@@ -75,8 +75,8 @@ def _side_by_side(groups: Sequence[Group]) -> Iterator[Block]:
     data = sorted(task for task in set().union(*(group.first.tasks for group in groups)) if _differs(groups, task))
     if data:
         yield Paragraph(
-            f"Not all groups were tested on the same examples of {', '.join(map(escaped, data))}: their numbers are not "
-            "averaged with each other, and hardly compare."
+            f"Not all groups were tested on the same examples of {', '.join(map(escaped, data))}: their numbers are "
+            "not averaged with each other, and hardly compare."
         )
     headlines = {group.headline.heading for group in groups}
     if len(headlines) == 1:
@@ -141,8 +141,8 @@ def _joint_legend(group: Group) -> str:
     )
     if "finetuned" in group.variants:
         words += (
-            " \\* An oracle: *finetuned* runs each example through the adapter of the task it belongs to, so it is told "
-            "the task. The merged models are not."
+            " \\* An oracle: *finetuned* runs each example through the adapter of the task it belongs to, so it is "
+            "told the task. The merged models are not."
         )
     return words
 
@@ -156,8 +156,8 @@ def _cautions(groups: Sequence[Group], unfinished: Sequence[str]) -> Iterator[st
         yield f"{seeds}{which}: differences under two points are noise; run at least three seeds before ranking."
     if any(group.seeds > 1 for group in groups):
         yield (
-            "Intervals tell how much seeds differ, on the same test examples; that the examples are a sample too they do "
-            "not count (see the standard errors under Data). Each compares two merges; among many, one in twenty is "
+            "Intervals tell how much seeds differ, on the same test examples; that the examples are a sample too they do"
+            " not count (see the standard errors under Data). Each compares two merges; among many, one in twenty is "
             "off by chance, and the best of many is flattered by having been picked."
         )
     for group in groups:

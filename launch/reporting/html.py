@@ -34,7 +34,7 @@ def html(document: Document) -> str:
                 parts += _contents(chapters)
             if block.text == _BRIEF and block.level == 2:
                 parts.append('<section class="brief" aria-labelledby="in-brief">')
-                parts.append(f'<h2 id="{next(places)}" class="small">{escape(block.text)}</h2>')
+                parts.append(f'<h2 id="{next(places)}">{escape(block.text)}</h2>')
                 opened = True
             else:
                 parts.append(_heading(block, next(places)))

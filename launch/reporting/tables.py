@@ -39,7 +39,7 @@ def numbers_table(group: Group, measures: Sequence[Measure], caption: str, oracl
     columns = [column(group, measure) for measure in measures]
     shown = [name for name in group.variants if any(cells[name].text != "-" for cells in columns)]
     rows = [
-        [Cell(plain(name) + (" *" if oracle and name == "finetuned" else "")), *(cells[name] for cells in columns)]
+        [Cell(plain(name) + ("\u00a0*" if oracle and name == "finetuned" else "")), *(cells[name] for cells in columns)]
         for name in shown
     ]
     last = max((index for index, name in enumerate(shown) if name in REFERENCES), default=-1)
@@ -139,16 +139,16 @@ def data_table(group: Group) -> Table:
     for task in group.first.tasks:
         metric = group.first.metric(task) or ""
         error = standard_error(group.first.score(variant, task, metric)) if metric == "accuracy" else None
-        row = [*words(task, METRIC_WORDS.get(metric, metric)), Cell(f"{group.first.count(task) or 0:,}")]
-        row.append(Cell("-" if error is None else f"± {100 * error:.1f}"))
+        row = [*words(task, METRIC_WORDS.get(metric, metric))]
         for split in splits:
             prints = {run.print_of(task, split) for run in group.runs}
             text = (plain(next(iter(prints)) or "-"))[:12] if len(prints) == 1 else "differs by seed"
             row.append(Cell(text, code=len(prints) == 1))
-        rows.append(row)
-    header = ["task", "metric", f"{group.first.split} examples", f"standard error of {variant}"]
-    header += [f"{split} fingerprint" for split in splits]
-    return table(f"{group.label}: the data", header, rows, left=2)
+        row.append(Cell(f"{group.first.count(task) or 0:,}"))
+        rows.append([*row, Cell("-" if error is None else f"± {100 * error:.1f}")])
+    header = ["task", "metric", *(f"{split} fingerprint" for split in splits)]
+    numbers = [f"{group.first.split} examples", f"standard error of {variant}"]
+    return table(f"{group.label}: the data", [*header, *numbers], rows, left=len(header))
 
 
 def _tasks(run: Run) -> tuple[str, ...]:
