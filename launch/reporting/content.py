@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from callbacks.results import BY_NAME, ENSEMBLE, counted
+from callbacks.results import BY_NAME, ENSEMBLE
 from launch.reporting import pictures, tables
 from launch.reporting.brief import brief
-from launch.reporting.document import Block, Bullets, Code, Document, Heading, Paragraph, escaped, plain
+from launch.reporting.document import Block, Bullets, Code, Document, Heading, Paragraph, Picture, escaped, plain
 from launch.reporting.groups import Group
 from launch.reporting.published import published_table
 from launch.reporting.runs import Run
@@ -40,7 +41,19 @@ def document(groups: Sequence[Group], unfinished: Sequence[str], title: str | No
     blocks += [Paragraph("Runs whose fingerprints agree saw the same examples.", small=True)]
     blocks += [Heading(2, "Versions, machine and time"), tables.work_table(groups, here)]
     blocks += [Heading(2, "Read with care"), Bullets(tuple(_cautions(groups, unfinished)))]
-    return Document(plain(title or _title(groups, here)), tuple(blocks))
+    return Document(plain(title or _title(groups, here)), tuple(_apart(blocks)))
+
+
+def _apart(blocks: Sequence[Block]) -> Iterator[Block]:
+    """Yield the blocks, with a number to the name of each picture that another has, on any file system."""
+    taken: set[str] = set()
+    for block in blocks:
+        if isinstance(block, Picture):
+            stem = block.name.removesuffix(".png")
+            names = (f"{stem}{f'_{number}' if number > 1 else ''}.png" for number in range(1, len(taken) + 2))
+            block = replace(block, name=next(name for name in names if name.lower() not in taken))
+            taken.add(block.name.lower())
+        yield block
 
 
 def common(groups: Sequence[Group]) -> Path:
@@ -156,8 +169,8 @@ def _cautions(groups: Sequence[Group], unfinished: Sequence[str]) -> Iterator[st
         yield f"{seeds}{which}: differences under two points are noise; run at least three seeds before ranking."
     if any(group.seeds > 1 for group in groups):
         yield (
-            "Intervals tell how much seeds differ, on the same test examples; that the examples are a sample too they do"
-            " not count (see the standard errors under Data). Each compares two merges; among many, one in twenty is "
+            "Intervals tell how much seeds differ, on the same test examples; they do not count that the examples are "
+            "a sample too (see the standard errors under Data). Each compares two merges; among many, one in twenty is "
             "off by chance, and the best of many is flattered by having been picked."
         )
     for group in groups:
@@ -201,9 +214,3 @@ def _all(run: Run) -> list[Run]:
 def _caveats(run: Run) -> list[str]:
     found = run.results.meta.get("caveats") or []
     return [str(text) for text in found] if isinstance(found, list) else []
-
-
-def count_of(groups: Sequence[Group]) -> str:
-    """Return what a report is of, in words."""
-    runs = sum(group.seeds for group in groups)
-    return f"{counted(runs, 'run')} in {counted(len(groups), 'group')}"

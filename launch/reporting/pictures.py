@@ -23,7 +23,7 @@ def file_name(*texts: str) -> str:
     >>> file_name("rank 4/lora", "bars")
     'rank-4-lora_bars.png'
     """
-    return "_".join(re.sub(r"[^A-Za-z0-9.+]+", "-", text).strip("-.") or "run" for text in texts) + ".png"
+    return "_".join(re.sub(r"[^A-Za-z0-9.+_]+", "-", text).strip("-.") or "run" for text in texts) + ".png"
 
 
 def results_pictures(group: Group, prefix: tuple[str, ...]) -> list[Picture]:

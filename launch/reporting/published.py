@@ -31,23 +31,33 @@ def published_table(group: Group) -> tuple[Table, str] | None:
     notes: dict[str, None] = {}
     second_hand = False
     for entry in tables():
-        if not agrees(group.runs[0], entry):
+        found = _of_table(group, entry)
+        if not any(variant in group.merged for _, variant, _ in found):  # references alone are no merge of the paper
             continue
-        for row in entry["rows"]:
-            paper = row.get("paper", entry["paper"])
-            for variant in matching(group, row["merge"]):
-                found = list(_rows(group, row, variant, paper))
-                rows += found
-                second_hand |= bool(found and row.get("second_hand"))
-                if found and "note" in row:
-                    notes[f"{escaped(variant)}: {row['note']}."] = None
+        for row, variant, cells in found:
+            rows += cells
+            second_hand |= bool(row.get("second_hand"))
+            if "note" in row:
+                notes[f"{escaped(variant)}: {row['note']}."] = None
     if not rows:
         return None
-    said = ["Shown where backbone, tasks, adapters and the merge's settings are those of the paper."]
+    said = [
+        "Shown where backbone, tasks, the adapters' rank and modules, and the merge's settings are those of the paper; "
+        "how adapters were trained, and the examples of the splits, may differ."
+    ]
     said += [f"{SECOND_HAND}: read in notes on a paper, not in the paper itself; check before quoting."] * second_hand
     header = ["variant", "number", "paper", "measured", "published"]
     caption = f"{group.label}: published numbers of the same setting, in %"
     return table(caption, header, rows, 3), " ".join([*said, *notes])
+
+
+def _of_table(group: Group, entry: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str, list[list[Cell]]]]:
+    """Return the rows of a published table that the group has measured: row, variant, and the cells to show."""
+    if not agrees(group.runs[0], entry):
+        return []
+    pairs = ((row, variant) for row in entry["rows"] for variant in matching(group, row["merge"]))
+    found = ((row, name, list(_rows(group, row, name, row.get("paper", entry["paper"])))) for row, name in pairs)
+    return [each for each in found if each[2]]
 
 
 @cache
