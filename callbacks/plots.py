@@ -90,7 +90,8 @@ def bars(results: Results, *others: Results) -> Figure:
     names = results.merged or results.variants
     looks = style(results.variants)
     groups = _with_mean(results.tasks)
-    figure = Figure(figsize=(max(8.0, 2.6 + 1.55 * len(groups)), 4.4), layout="constrained")
+    height = max(4.4, 0.6 + 0.2 * len(results.variants))  # the legend has a line for each
+    figure = Figure(figsize=(max(8.0, 2.6 + 1.55 * len(groups)), height), layout="constrained")
     axes = figure.add_subplot()
     _clean(axes)
     # A wider gap sets the mean apart from the tasks.

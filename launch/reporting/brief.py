@@ -68,8 +68,9 @@ def _against(difference: Difference | None, other: str) -> str:
     if difference is None:
         return ""
     points, name = 100 * difference.mean, escaped(other)
+    above = f"{points:.1f} points above {name}" if points >= 0.05 else f"level with {name}"
     if difference.half is None:
-        return f"It is {points:.1f} points above {name}; with one seed, that is too close to tell whatever it is."
+        return f"It is {above}; one seed cannot tell which is better."
     low, high = points - 100 * difference.half, points + 100 * difference.half
     interval = f"95 % interval {low:.1f} to {high:.1f}"
     if difference.wins:
@@ -77,7 +78,7 @@ def _against(difference: Difference | None, other: str) -> str:
     few = f"{counted(difference.count, 'seed')}, {SEEDS_TO_CLAIM} are needed to claim a win"
     why = few if difference.count < SEEDS_TO_CLAIM else f"paired over {difference.count} seeds"
     verdict = "no claim" if difference.apart else "too close to tell"
-    return f"It is {points:.1f} points above {name}: {verdict} ({interval}; {why})."
+    return f"It is {above}: {verdict} ({interval}; {why})."
 
 
 def _level(difference: Difference | None) -> bool:

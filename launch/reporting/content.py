@@ -195,7 +195,7 @@ def _cautions_of(group: Group) -> Iterator[str]:
             "has settings that were chosen with the labels of validation data, which the other merges did not have",
         ),
     ):
-        names = [escaped(name) for name in group.merged if group.kind(name) == kind and not name.endswith("-start")]
+        names = [escaped(name) for name in group.merged if group.kind(name) == kind]
         if names:
             yield f"{label}: {', '.join(names)} {words}."
     uneven = [escaped(name) for name in group.variants if group.uneven(name)]

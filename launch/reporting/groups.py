@@ -12,6 +12,7 @@ from launch.reporting.statistics import Difference, Spread, paired, spread_of
 from mergers.errors import SheetbendError
 
 _SHOWN_PRINT = 12
+_START = "-start"  # what ends the name of the merge that an adaptation begins with
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ class Group:
         return NORMALISED if self.spread(NORMALISED, "finetuned") else MEAN
 
     def kind(self, variant: str) -> str:
-        """Return ``run``, ``searched`` or ``learned``: where a variant comes from."""
+        """Return ``run``, ``searched`` or ``learned``: where a variant comes from; nothing is learned at a start."""
+        if variant.endswith(_START):
+            return "run"
         return next((run.origins[variant].kind for run in self.runs if variant in run.origins), "run")
 
     def description(self, variant: str) -> str:
@@ -150,10 +153,9 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 def identity(run: Run) -> tuple:
     """Return what runs share that differ in the seed alone: settings, tasks, metrics, and the examples of the test."""
     results = run.results
-    settings = run.settings or {f"merge {name}": text for name, text in results.descriptions.items()}
     seen = tuple((task, results.metric(task), test_print(run, task)) for task in results.tasks)
     part = "" if run.kind == "run" else run.name
-    return run.kind, part, results.split, seen, tuple(sorted(settings.items()))
+    return run.kind, part, results.split, seen, tuple(sorted(run.settings.items()))
 
 
 def test_print(run: Run, task: str) -> str:

@@ -139,7 +139,7 @@ def matching(group: Group, merge: str | Mapping[str, Any]) -> list[str]:
     if isinstance(merge, str):
         return [merge] if merge in group.variants else []
     if "adaptation" in merge:
-        learned = [name for name in group.merged if group.kind(name) == "learned" and not name.endswith("-start")]
+        learned = [name for name in group.merged if group.kind(name) == "learned"]
         return [name for name in learned if all(_same_adaptation(r, name, merge["adaptation"]) for r in group.runs)]
     described = str(merger_of(merge))
     return [name for name in group.merged if not group.uneven(name) and group.description(name) == described]

@@ -10,7 +10,7 @@ import yaml
 
 from callbacks.curves import Curves
 from callbacks.results import Results
-from launch.reporting.settings import flat
+from launch.reporting.settings import flat, without_seed
 from mergers.errors import SheetbendError
 
 RESULTS = "results.json"
@@ -56,8 +56,10 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """What decides about the results, but for the seed."""
-        return flat(self.config, self.seed, adaptation=self.kind == "learned")
+        """What decides about the results, but for the seed; of each merge, what it is."""
+        own = {name: text for name, text in self.results.descriptions.items() if name not in self.origins}
+        merges = {f"merge {name}": without_seed(text, self.seed) for name, text in own.items()}
+        return flat(self.config, self.seed, adaptation=self.kind == "learned") | merges
 
     def print_of(self, task: str, split: str | None = None) -> str | None:
         """Return the fingerprint of a task's split, of the one that was measured by default."""

@@ -44,6 +44,8 @@ def flat(config: Mapping[str, Any], seed: int | None = None, adaptation: bool = 
     for name, value in _items(config, ""):
         if name in _SEEDS or name.startswith(_SILENT) or (name.startswith("adaptation") and not adaptation):
             continue
+        if "MergeCallback" in name:  # results say in one line what each merge is
+            continue
         text = _text(value)
         found[name] = without_seed(text, seed) if name.startswith(ADAPTERS) else text
     return found

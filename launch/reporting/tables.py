@@ -116,8 +116,7 @@ def _facts(run: Run) -> dict[str, str]:
     facts |= {"tasks": ", ".join(results.tasks), "split": results.split}
     facts |= {f"{task}: metric": results.metric(task) or "" for task in results.tasks}
     facts |= {f"{task}: examples (fingerprint)": test_print(run, task) for task in results.tasks}
-    merges = {} if run.settings else {f"merge {name}": text for name, text in results.descriptions.items()}
-    return facts | run.settings | merges
+    return facts | run.settings
 
 
 def settings_table(group: Group) -> Table:

@@ -21,7 +21,7 @@ def only(folder):
         ((0.1, -0.05, 0.09), "too close to tell (95 % interval"),
         ((0.1, 0.11), "no claim (95 % interval"),
         ((0.1, 0.3), "too close to tell (95 % interval"),
-        ((0.1,), "12.5 points above ties; with one seed, that is too close to tell"),
+        ((0.1,), "12.5 points above ties; one seed cannot tell which is better"),
     ],
 )
 def test_a_win_needs_three_seeds_and_an_interval_above_zero(tmp_path, gaps, expected):
