@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# What Markdown gives a meaning, wherever it stands in a line.
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&$])")
+# What Markdown gives a meaning within a line; an underscore has none between letters.
+_SPECIAL = re.compile(r"([\\`*\[\]<>#|~&$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 
 
 def plain(text: object) -> str:
@@ -21,7 +21,7 @@ def escaped(text: object) -> str:
     r"""Return text from a file as Markdown that shows it as it stands.
 
     >>> print(escaped("<script> a_b|c"))
-    \<script\> a\_b\|c
+    \<script\> a_b\|c
     """
     return _SPECIAL.sub(r"\\\1", plain(text))
 

@@ -15,6 +15,7 @@ from launch.reporting.document import Block, Bullets, Cell, Code, Document, Head
 _INLINE = MarkdownIt("commonmark", {"html": False}).disable(["link", "autolink", "image"])
 _CHAPTERS_FOR_CONTENTS = 5
 _DPI = 150
+_WIDE = 600  # pixels of CSS
 _BRIEF = "In brief"
 
 
@@ -122,6 +123,9 @@ def _(block: Picture) -> str:
         dark = f'<source media="(prefers-color-scheme: dark)" srcset="{_data(block.dark)}">'
     image = f'<img src="{_data(block.png)}" width="{width}" height="{height}" alt="{escape(block.alt)}">'
     picture = f"<picture>{dark}{image}</picture>" if dark else image
+    if width > _WIDE:  # on a phone it scrolls in a box of its own, since nobody could read it there at full width
+        label = f'role="region" tabindex="0" aria-label="{escape(block.caption)}"'
+        picture = f'<div class="scroll wide" {label}>{picture}</div>'
     return f"<figure>{picture}<figcaption>{escape(block.caption)}</figcaption></figure>"
 
 
