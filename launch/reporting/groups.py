@@ -71,10 +71,9 @@ class Group:
         return NORMALISED if self.spread(NORMALISED, "finetuned") else MEAN
 
     def kind(self, variant: str) -> str:
-        """Return ``run``, ``searched`` or ``learned``: where a variant comes from; nothing is learned at a start."""
-        if variant.endswith(_START):
-            return "run"
-        return next((run.origins[variant].kind for run in self.runs if variant in run.origins), "run")
+        """Return where a variant comes from: ``run``, ``searched``, ``learned``, or ``start`` of what is learned."""
+        kind = next((run.origins[variant].kind for run in self.runs if variant in run.origins), "run")
+        return "start" if kind == "learned" and variant.endswith(_START) else kind
 
     def description(self, variant: str) -> str:
         """Return what a variant is; of one whose settings differ between seeds, each."""
@@ -107,7 +106,7 @@ class Group:
         return paired([a[place] for place in common], [b[place] for place in common]) if common else None
 
     def ranking(self, measure: Measure, kinds: Sequence[str] = ("run", "searched", "learned")) -> list[str]:
-        """Return the merges that all runs have, the best first; equals stay in order."""
+        """Return the merges that all runs have, the best first, without starts; equals stay in order."""
         found = {name: self.numbers(measure, name) for name in self.merged if self.kind(name) in kinds}
         means = {name: sum(v.values()) / len(v) for name, v in found.items() if len(v) == self.seeds}
         return sorted(means, key=means.get, reverse=True)

@@ -135,13 +135,15 @@ def _data(png: bytes) -> str:
 
 @_block.register
 def _(block: Table) -> str:
-    kinds = ["" if index < block.left else ' class="number"' for index in range(len(block.header))]
+    marks = any(cell.mark for row in block.rows for cell in row)
+    number = "number marked" if marks else "number"
+    kinds = ["" if index < block.left else f' class="{number}"' for index in range(len(block.header))]
     heads = zip(block.header, kinds, strict=True)
     head = "".join(f'<th scope="col"{kind}>{escape(text)}</th>' for text, kind in heads)
     lines: list[str] = []
-    for number, (first, *rest) in enumerate(block.rows):
-        cells = "".join(_cell(cell, index < block.left) for index, cell in enumerate(rest, 1))
-        parted = ' class="parted"' if number in block.parted else ""
+    for place, (first, *rest) in enumerate(block.rows):
+        cells = "".join(_cell(cell, "words" if index < block.left else number) for index, cell in enumerate(rest, 1))
+        parted = ' class="parted"' if place in block.parted else ""
         lines.append(f'<tr{parted}><th scope="row">{_text(first)}</th>{cells}</tr>')
     caption = f"<caption><span>{escape(block.caption)}</span></caption>"
     label, body = escape(block.caption), "\n".join(lines)
@@ -151,9 +153,9 @@ def _(block: Table) -> str:
     )
 
 
-def _cell(cell: Cell, words: bool) -> str:
-    kind = "words" if words else "number best" if cell.bold else "number"
-    return f'<td class="{kind}">{_text(cell)}</td>'
+def _cell(cell: Cell, kind: str) -> str:
+    best = " best" if cell.bold and kind != "words" else ""
+    return f'<td class="{kind}{best}">{_text(cell)}</td>'
 
 
 def _text(cell: Cell) -> str:

@@ -12,7 +12,12 @@ from launch.reporting.groups import Group, Measure, test_print
 from launch.reporting.runs import Run
 
 LEVEL = "≈"
-KINDS = {"run": "", "searched": "settings chosen on validation data", "learned": "learned on unlabelled data"}
+KINDS = {
+    "run": "",
+    "searched": "settings chosen on validation data",
+    "learned": "learned on unlabelled data",
+    "start": "",
+}
 _MOST_SETTINGS = 40
 
 

@@ -74,7 +74,7 @@ def test_parts_join_their_run_under_names_of_their_own(tmp_path):
     (tmp_path / "adaptations" / "half").mkdir()
     (group,) = groups_of(tmp_path)
     assert group.merged == ("ties", "knots-ties", "ties [grid]", "adarank-ta-start", "adarank-ta")
-    assert [group.kind(name) for name in group.merged] == ["run", "run", "searched", "run", "learned"]
+    assert [group.kind(name) for name in group.merged] == ["run", "run", "searched", "start", "learned"]
     assert group.description("ties [grid]") == better["ties"]
     assert group.spread(MEAN, "ties [grid]").mean == pytest.approx(0.65)
     assert group.ranking(MEAN)[0] == "adarank-ta" and group.ranking(MEAN, ["run", "searched"])[0] == "knots-ties"
