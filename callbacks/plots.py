@@ -1,11 +1,13 @@
 """Plots of the results: bars a task, normalised means, and curves over training.
 
-Each function returns a ``matplotlib.figure.Figure`` and touches no global state of pyplot.
+Each function returns a ``matplotlib.figure.Figure`` and touches no global state of pyplot. Given several runs, which
+differ in the seed, it draws means, and the sample standard deviation as whiskers or bands.
 """
 
 import io
 import itertools
 import math
+import statistics
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -62,25 +64,43 @@ def _percent(values: Sequence[float | None]) -> list[float]:
     return [math.nan if value is None else 100 * value for value in values]
 
 
-def bars(results: Results) -> Figure:
+def spread(values: Sequence[float | None]) -> tuple[float, float]:
+    """Return mean and sample standard deviation of fractions in %; nan for what is not known.
+
+    >>> spread([0.5, 0.7]), spread([0.5])
+    ((60.0, 14.142135623730951), (50.0, nan))
+    """
+    known = _percent(values)
+    if not known or any(math.isnan(value) for value in known):
+        return math.nan, math.nan
+    return math.fsum(known) / len(known), statistics.stdev(known) if len(known) > 1 else math.nan
+
+
+def bars(results: Results, *others: Results) -> Figure:
     """Return grouped bars: the value of every merge on every task and on average.
 
     A black line over each group marks ``finetuned``, a dashed grey one ``pretrained``; without any merge
     these two are the bars.
+
+    Args:
+        results: of one run.
+        *others: of other seeds.
     """
+    runs = (results, *others)
     names = results.merged or results.variants
     looks = style(results.variants)
     groups = _with_mean(results.tasks)
-    figure = Figure(figsize=(max(8.0, 2.6 + 1.55 * len(groups)), 4.4), layout="constrained")
+    height = max(4.4, 0.6 + 0.2 * len(results.variants))  # the legend has a line for each
+    figure = Figure(figsize=(max(8.0, 2.6 + 1.55 * len(groups)), height), layout="constrained")
     axes = figure.add_subplot()
     _clean(axes)
     # A wider gap sets the mean apart from the tasks.
     places = [index + 0.25 * (task == "mean") for index, task in enumerate(groups)]
     width = 0.8 / len(names)
 
-    def heights(name: str) -> list[float]:
-        values = [*(results.value(name, task) for task in results.tasks), results.mean_value(name)]
-        return _percent(values[: len(groups)])
+    def heights(name: str, part: int = 0) -> list[float]:
+        each = [[*(run.value(name, task) for task in results.tasks), run.mean_value(name)] for run in runs]
+        return [spread(values)[part] for values in zip(*each, strict=True)][: len(groups)]
 
     for index, name in enumerate(names):
         offset = (index - (len(names) - 1) / 2) * width
@@ -88,6 +108,8 @@ def bars(results: Results) -> Figure:
             [place + offset for place in places],
             heights(name),
             width * 0.92,
+            yerr=heights(name, 1) if others else None,
+            error_kw={"ecolor": INK, "elinewidth": 0.9},
             color=looks[name]["color"],
             hatch=looks[name].get("hatch"),
             edgecolor="white",
@@ -115,23 +137,40 @@ def bars(results: Results) -> Figure:
     return figure
 
 
-def normalised(results: Results) -> Figure:
-    """Return one bar a variant, in the order configured: its normalised value, mean over tasks, and the number."""
-    names = [name for name in results.variants if results.mean_normalised(name) is not None]
+def normalised(results: Results, *others: Results) -> Figure:
+    """Return one bar a variant, in the order configured: its normalised value, mean over tasks, and the number.
+
+    Args:
+        results: of one run.
+        *others: of other seeds.
+    """
+    runs = (results, *others)
+    names = [name for name in results.variants if all(run.mean_normalised(name) is not None for run in runs)]
     looks = style(results.variants)
-    values = _percent([results.mean_normalised(name) for name in names])
-    figure = Figure(figsize=(7.0, 1.1 + 0.34 * len(names)), layout="constrained")
+    found = [spread([run.mean_normalised(name) for run in runs]) for name in names]
+    values = [mean for mean, _ in found]
+    figure = Figure(figsize=(7.0 + 0.5 * bool(others), 1.1 + 0.34 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     _clean(axes, "x")
     rows = range(len(names))
     colours = [looks[name]["color"] for name in names]
-    drawn = axes.barh(rows, values, 0.72, color=colours, edgecolor="white", linewidth=0)
+    whiskers = {"xerr": [deviation for _, deviation in found], "error_kw": {"ecolor": INK, "elinewidth": 0.9}}
+    drawn = axes.barh(rows, values, 0.72, color=colours, edgecolor="white", linewidth=0, **(whiskers if others else {}))
     for bar, name in zip(drawn, names, strict=True):
         bar.set_hatch(looks[name].get("hatch"))
     # The numbers stand in a column beside the axes: at the ends of bars they would cross the line, or names.
-    margin = {"xycoords": axes.get_yaxis_transform(), "xytext": (38, 0), "textcoords": "offset points"}
-    for row, value in zip(rows, values, strict=True):
-        axes.annotate(f"{value:.1f}", (1, row), **margin, ha="right", va="center", fontsize=9.5, color=INK)
+    place = (76 if others else 38, 0)
+    margin = {"xycoords": axes.get_yaxis_transform(), "xytext": place, "textcoords": "offset points"}
+    for row, (value, deviation) in zip(rows, found, strict=True):
+        axes.annotate(
+            f"{value:.1f}" + (f" ± {deviation:.1f}" if others else ""),
+            (1, row),
+            **margin,
+            ha="right",
+            va="center",
+            fontsize=9.5,
+            color=INK,
+        )
     axes.axvline(100, color=INK, linewidth=1.0, zorder=0.9)  # above the grid, below the bars
     axes.set_yticks(rows, names)
     axes.invert_yaxis()
@@ -143,12 +182,13 @@ def normalised(results: Results) -> Figure:
     return figure
 
 
-def curves(history: Curves, adaptation: bool = False) -> Figure:
+def curves(history: Curves, adaptation: bool = False, others: Sequence[Curves] = ()) -> Figure:
     """Return validation scores over training steps: a panel a task and one for their mean.
 
     Args:
         history: the validations.
         adaptation: whether a merge was adapted; each panel then has a range of its own, since little changes.
+        others: the validations of other seeds; a line is then drawn where all have a point, with a band around it.
     """
     panels = _with_mean(history.tasks)
     looks = style(history.variants)
@@ -164,11 +204,14 @@ def curves(history: Curves, adaptation: bool = False) -> Figure:
     for axes, task in zip(grid, panels, strict=False):
         _clean(axes, "both")
         for name in history.variants:
-            line = history.line(name, task)
+            line = _line((history, *others), name, task)
             first = name == "finetuned"
+            if others:
+                low, high = ([mean + side * deviation for mean, deviation in line.values()] for side in (-1, 1))
+                axes.fill_between(list(line), low, high, color=looks[name]["color"], alpha=0.15, linewidth=0)
             axes.plot(
                 list(line),
-                _percent(list(line.values())),
+                [mean for mean, _ in line.values()],
                 color=looks[name]["color"],
                 linestyle=looks[name]["dash"],
                 linewidth=2.4 if first else 1.5,
@@ -204,6 +247,12 @@ def curves(history: Curves, adaptation: bool = False) -> Figure:
     return figure
 
 
+def _line(runs: Sequence[Curves], variant: str, task: str) -> dict[int, tuple[float, float]]:
+    """Return mean and standard deviation in % by step, of the steps that all runs have."""
+    lines = [run.line(variant, task) for run in runs]
+    return {step: spread([line[step] for line in lines]) for step in lines[0] if all(step in line for line in lines)}
+
+
 def _limits(values: Sequence[float], height: float = 10.0) -> tuple[float, float]:
     """Return the ends of an axis around percentages, at least ``height`` apart and hardly beyond what there can be.
 
@@ -231,13 +280,12 @@ def _split_word(split: str) -> str:
     return "validation" if split == "val" else split
 
 
-def figures(results: Results | None, history: Curves, adaptation: bool = False) -> dict[str, Figure]:
+def figures(results: Results | None, history: Curves) -> dict[str, Figure]:
     """Return every plot there are numbers for, by file name.
 
     Args:
         results: what the test measured, if it ran.
         history: the validations while fitting.
-        adaptation: as for `curves`.
     """
     found = {}
     if results is not None:
@@ -245,5 +293,5 @@ def figures(results: Results | None, history: Curves, adaptation: bool = False) 
         if any(results.mean_normalised(name) is not None for name in results.variants):
             found["normalised.png"] = normalised(results)
     if len(history.steps) > 1:
-        found["curves.png"] = curves(history, adaptation)
+        found["curves.png"] = curves(history, results is not None and results.adapts)
     return found

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from callbacks.adaptation_plots import COEFFICIENTS_PICTURE, KEPT_PICTURE
+from callbacks.machine import machine_words
 from callbacks.results import (
     BY_NAME,
     Column,
@@ -34,7 +35,6 @@ def report(
     plots: Sequence[str] = (),
     command: str | None = None,
     caveats: Sequence[str] = (),
-    adaptation: bool = False,
 ) -> str:
     """Return the report as GitHub-flavoured Markdown.
 
@@ -43,19 +43,18 @@ def report(
         plots: names of the files in ``plots/`` that there are.
         command: what repeats the run.
         caveats: what the reader should know of the data, one sentence or two each.
-        adaptation: whether the run adapted a merge, where others train.
     """
     meta = results.meta
     split = {"val": "validation"}.get(results.split, results.split)
     seed = f", seed {meta['seed']}" if meta.get("seed") is not None else ""
     size = f"{counted(len(results.tasks), 'task')}, {counted(results.examples, f'{split} example')}{seed}."
     parts = [f"# {meta.get('run', 'run')}: {split} results", size, *_tables(results)]
-    fitting = "adaptation" if adaptation else "training"
+    fitting = "adaptation" if results.adapts else "training"
     captions = {name: words.format(measure=results.measure, fitting=fitting) for name, words in CAPTIONS.items()}
     parts += [f"![{words[0].upper()}{words[1:]}](plots/{name})" for name, words in captions.items() if name in plots]
     parts += _settings(results)
     parts += _repeat(command)
-    parts += _data(results, split, {"fit": "adaptation"} if adaptation else {})
+    parts += _data(results, split, {"fit": "adaptation"} if results.adapts else {})
     parts += ["## Read with care", "\n".join(f"- {line}" for line in [*_always(results, split), *caveats])]
     return "\n\n".join(parts) + "\n"
 
@@ -168,6 +167,7 @@ def _data(results: Results, split: str, phases: Mapping[str, str]) -> list[str]:
     facts = [f"{name} {version}" for name, version in (results.meta.get("versions") or {}).items()]
     seconds = results.meta.get("seconds") or {}
     facts += [f"{phases.get(name, name)} {_duration(value)}" for name, value in seconds.items()]
+    facts += machine_words(results.meta)
     return [*parts, ", ".join(facts) + "."] if facts else parts
 
 

@@ -49,7 +49,8 @@ class Results:
 
     Attributes:
         scores: what was measured, one score a (variant, task, metric).
-        meta: run name, seed, versions, split fingerprints, elapsed seconds: anything JSON can hold.
+        meta: run name, seed, versions, split fingerprints, elapsed seconds, machine, peak memory, command, caveats:
+            anything JSON can hold. Results of older versions lack some of it.
         split: the split it was measured on, ``test`` or ``val``.
         descriptions: variant name to its settings, one line each.
 
@@ -86,6 +87,11 @@ class Results:
     def tasks(self) -> tuple[str, ...]:
         """Every task, in order, without ``all``."""
         return tuple(dict.fromkeys(score.task for score in self.scores if score.task != "all"))
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the run adapted a merge, where others train."""
+        return bool(self.meta.get("adapts"))
 
     @cached_property
     def _joint(self) -> dict[str, list[int]]:
@@ -198,12 +204,13 @@ class Results:
         """
         try:
             content = json.loads(text)
-            if content["format"] != FORMAT:
-                raise SheetbendError(f"{name} has format {content['format']!r}, not {FORMAT}; run the test again")
-            scores = tuple(Score(**score) for score in content["scores"])
-            return cls(scores, content["meta"], content["split"], content["descriptions"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            version = content["format"]
+            if version == FORMAT:
+                scores = tuple(_checked(Score(**score)) for score in content["scores"])
+                return cls(scores, dict(content["meta"]), content["split"], dict(content["descriptions"]))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SheetbendError(f"{name} holds no results ({error}); run the test again to write it") from error
+        raise SheetbendError(f"{name} has format {version!r}, not {FORMAT}; run the test again")
 
     def to_csv(self) -> str:
         """Return tidy CSV text, one row a number; rows of task ``mean`` are derived."""
@@ -237,6 +244,14 @@ class Results:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise SheetbendError(f"{name} holds no results ({error}); run the test again to write it") from error
+
+
+def _checked(score: Score) -> Score:
+    texts = (score.variant, score.task, score.metric)
+    numbers = isinstance(score.value, int | float) and isinstance(score.count, int)
+    if not numbers or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"not a score: {score}")
+    return score
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

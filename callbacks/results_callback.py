@@ -14,6 +14,7 @@ from callbacks import plots
 from callbacks.adaptation_plots import COEFFICIENTS_PICTURE, KEPT_PICTURE
 from callbacks.curves import Curves
 from callbacks.event_files import VariantEvents, write_test, write_validation
+from callbacks.machine import machine, peak_bytes
 from callbacks.report import repeat_command, report
 from callbacks.results import Results, results_view
 from datamodules import UnlabelledBatches
@@ -121,13 +122,10 @@ class ResultsCallback(Callback):
         # The numbers first: no plot that fails may cost them.
         _write(folder / "results.json", results.to_json())
         _write(folder / "results.csv", results.to_csv())
-        adapts = _adapts(trainer)
-        drawn = plots.figures(results, history, adapts) if self.plots else {}
+        drawn = plots.figures(results, history) if self.plots else {}
         images = {name: plots.png(figure) for name, figure in drawn.items()}
-        of_variants = [caveat for variant in pl_module.variants.values() for caveat in variant.caveats]
-        caveats = [*getattr(trainer.datamodule, "caveats", ()), *of_variants, *self.notes]
-        learned = _pictures_of_learned(folder) if adapts and self.plots else []
-        text = report(results, [*images, *learned], repeat_command(), caveats, adapts)
+        learned = _pictures_of_learned(folder) if results.adapts and self.plots else []
+        text = report(results, [*images, *learned], results.meta["command"], results.meta["caveats"])
         for name, content in images.items():
             _write(folder / "plots" / name, content)
         _write(folder / "report.md", text)
@@ -143,12 +141,18 @@ class ResultsCallback(Callback):
         if seed is None and "PL_GLOBAL_SEED" in os.environ:
             seed = int(os.environ["PL_GLOBAL_SEED"])
         fingerprints = getattr(trainer.datamodule, "fingerprints", dict)
+        of_variants = [caveat for variant in module.variants.values() for caveat in variant.caveats]
         meta = {
             "run": Path(trainer.default_root_dir).resolve().name,
             "seed": seed,
             "versions": {name: version(name) for name in VERSIONS},
             "splits": fingerprints(),
             "seconds": {name: round(value, 1) for name, value in self._seconds.items()},
+            "machine": machine(module.device),
+            "peak_bytes": peak_bytes(module.device),
+            "adapts": _adapts(trainer),
+            "command": repeat_command(),
+            "caveats": [*getattr(trainer.datamodule, "caveats", ()), *of_variants, *self.notes],
         }
         described = {name: variant.description for name, variant in module.variants.items()}
         return Results(tuple(module.scores()), meta, split, described)

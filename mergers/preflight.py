@@ -148,6 +148,11 @@ def available_memory() -> int | None:
     return _status("MemAvailable", "/proc/meminfo") or None
 
 
+def total_memory() -> int | None:
+    """Return the bytes of memory of this machine, or None where the system does not say."""
+    return _status("MemTotal", "/proc/meminfo") or None
+
+
 def _status(name: str, path: str = "/proc/self/status") -> int:
     """Return a field of Linux's account of this process in bytes, 0 elsewhere."""
     try:

@@ -7,6 +7,7 @@ from importlib import import_module
 COMMANDS = {
     "merge": ("Merge adapters into one adapter, or into a full model.", "launch.commands.merge"),
     "inspect": ("Say what merging would do to adapters: ranks, norms, overlaps.", "launch.commands.inspect"),
+    "report": ("Put what runs have measured into one report, also as HTML.", "launch.commands.report"),
     "prepare": (
         "Download and check the model and the data of a configuration.",
         "launch.commands.prepare",

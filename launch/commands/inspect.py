@@ -98,7 +98,7 @@ def _run(options: Namespace, wanted: Sequence[Any]) -> None:
 
 def show_all(screen: "Console", adapters: "Sequence[Adapter]", found: "Analysis", by_layer: bool = False) -> None:
     """Print tables of the adapters and of each two, and what they mean."""
-    from launch.commands.report import base_lines
+    from launch.commands.merge_screen import base_lines
     from launch.commands.screen import show
 
     show(screen, _own_table(adapters, found))
@@ -130,7 +130,7 @@ def _compared(found: "Analysis") -> bool:
 
 
 def _own_table(adapters: "Sequence[Adapter]", found: "Analysis") -> Any:
-    from launch.commands.report import adapter_table
+    from launch.commands.merge_screen import adapter_table
 
     more = {
         "eff. rank": [_number(found.effective_rank(adapter.name), ".1f") for adapter in adapters],

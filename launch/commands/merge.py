@@ -293,7 +293,7 @@ class _Merge:
 
     def run(self) -> None:
         """Read the adapters, say what is to be done, do it, and say what came of it."""
-        from launch.commands import report
+        from launch.commands import merge_screen
         from mergers.adapters import align
         from mergers.output import require_savable
 
@@ -306,14 +306,14 @@ class _Merge:
         estimate = None
         if not self.screen.quiet:
             estimate = self._estimate(aligned)
-            report.preflight(self.screen, self, aligned, estimate)
+            merge_screen.preflight(self.screen, self, aligned, estimate)
         if value_of(self.options, "dry_run", False):
             self.screen.print("dry run: nothing was written")
             return
         self._check_space(aligned, estimate)
         started = time.perf_counter()
         summary = self._save()
-        report.summary(self.screen, summary, aligned, time.perf_counter() - started)
+        merge_screen.summary(self.screen, summary, aligned, time.perf_counter() - started)
 
     def dtype_of(self, adapters: Sequence[Any]) -> Any:
         """Return the dtype of the saved factors: as asked for, or the one that all adapters have, else float32."""

@@ -311,14 +311,15 @@ def test_report_of_little():
 
 
 def test_report_of_an_adaptation():
-    results = Results(tuple(scores(0.1)), {"seconds": {"fit": 168.0, "test": 2.0}})
+    meta = {"seconds": {"fit": 168.0, "test": 2.0}}
+    results = Results(tuple(scores(0.1)), meta | {"adapts": True})
     pictures = ["curves.png", "kept_rank.png", "coefficients.png"]
-    text = report(results, pictures, adaptation=True)
+    text = report(results, pictures)
     assert "adaptation 2 min 48 s, test 2 s." in text and "fit 2 min" not in text
     assert "![Directions that are kept, per layer and task](plots/kept_rank.png)" in text
     assert "![Learned coefficients, per layer and task](plots/coefficients.png)" in text
     assert "![Validation accuracy over adaptation](plots/curves.png)" in text
-    text = report(results, pictures)
+    text = report(Results(tuple(scores(0.1)), meta), pictures)
     assert "fit 2 min 48 s, test 2 s." in text and "![Validation accuracy over training](plots/curves.png)" in text
 
 
@@ -327,7 +328,7 @@ def test_only_an_adaptation_takes_in_pictures_of_one(run, tmp_path):
     (tmp_path / "plots" / "kept_rank.png").write_bytes(b"of another run")
     trainer(tmp_path, ResultsCallback()).test(Module(), datamodule=Data(), verbose=False)
     text = (tmp_path / "report.md").read_text()
-    assert "plots/bars.png" in text and "kept_rank" not in text and ", test 0 s." in text
+    assert "plots/bars.png" in text and "kept_rank" not in text and ", test 0 s, " in text
 
 
 @pytest.mark.parametrize(("finetuned", "told"), [(0.6, True), (0.7, True), (0.8, False)])
