@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from callbacks.results import counted, csv_text
 from launch.analysing.output import Finding, say
 from launch.commands.screen import table
 from lightning_modules import LoRATasks
-from lightning_modules.adapter_folders import check_base, find_adapters
+from lightning_modules.adapter_folders import check_base, fill_in
 from lightning_modules.full_checkpoints import is_full_checkpoint, load_full_checkpoint
 from lightning_modules.variants import pretrained
 from mergers import Adapter, KnOTS, SheetbendError, Update, load_adapter
+from mergers.adapters.hub import is_hub_id
 from mergers.functional.alignment import Moments, add_rows, linear_cka_of_maps
 from mergers.models import match_parameters
 
@@ -82,10 +84,28 @@ def updates_of(adapters: Sequence[Adapter], whole: Sequence[Adapter], module: st
     return {**found, LORA: updates, KNOTS: KnOTS(scale_by_singular_values=False).encode(updates).coordinates}
 
 
+def sources_of(whole: str | Mapping[str, str], tasks: Sequence[str]) -> dict[str, str]:
+    """Return where the fully fine-tuned model of each task is.
+
+    Raises:
+        SheetbendError: it is nowhere.
+    """
+    if isinstance(whole, str):
+        found = {task: fill_in(whole, task) if "{task}" in whole else str(Path(whole) / task) for task in tasks}
+    else:
+        found = {task: whole[task] for task in tasks if task in whole}
+    for task in tasks:
+        if task not in found:
+            raise SheetbendError(f"analysis.whole names no model of {task}; add `{task}: PATH`")
+        if not is_hub_id(found[task]) and not Path(found[task]).exists():
+            raise SheetbendError(f"analysis.whole: {found[task]} does not exist; give the fine-tuned model of {task}")
+    return found
+
+
 def whole_models(model: LoRATasks, source: str | Mapping[str, str], modules: Sequence[str]) -> list[Adapter]:
     """Return what full fine-tuning added to ``modules``, one adapter a task; LoRA adapters are taken too."""
     found = []
-    for task, folder in find_adapters(source, model.task_names).items():
+    for task, folder in sources_of(source, model.task_names).items():
         if is_full_checkpoint(folder):
             backbone = model.model.get_base_model()
             adapter = load_full_checkpoint(folder, task, backbone, model.base_name, model.head_name, modules)

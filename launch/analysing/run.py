@@ -16,7 +16,6 @@ from lightning_modules import LoRATasks
 from lightning_modules.adapter_folders import find_adapters
 from lightning_modules.full_checkpoints import is_full_checkpoint
 from mergers import Adapter, Merger, SheetbendError, load_adapter
-from mergers.adapters.hub import is_hub_id
 
 
 class Run:
@@ -63,11 +62,7 @@ class Run:
         if "rank" in kinds:
             rank.check(self.settings)
         if "cka" in kinds and self.settings.whole:
-            for task, source in find_adapters(self.settings.whole, names).items():
-                if not is_hub_id(source) and not Path(source).exists():
-                    raise SheetbendError(
-                        f"analysis.whole: {source} does not exist; give the fine-tuned model of {task}"
-                    )
+            cka.sources_of(self.settings.whole, names)
 
     def go(self) -> None:
         """Do all that is asked for; what is finished is kept, whatever becomes of the rest."""
