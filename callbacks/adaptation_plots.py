@@ -71,7 +71,7 @@ def _grid(
         title: above the picture.
     """
     order = row_order(of.modules)
-    names, values = [_short(of.modules[row]) for row in order], values[order]
+    names, values = [short_name(of.modules[row]) for row in order], values[order]
     rows, columns = values.shape
     height = 1.5 + (_TALL_ROW if rows <= _TALL_ROWS else _ROW) * min(rows, _NAMED_ROWS)
     width = 3.2 + 0.55 * columns + 0.045 * max(map(len, names))
@@ -136,10 +136,10 @@ def _layer(module: str) -> str:
     return ".".join(parts[: last + 1])
 
 
-def _short(module: str) -> str:
+def short_name(module: str) -> str:
     """Return the name of a module without what all layers share, to fit an axis.
 
-    >>> _short("vision_model.encoder.layers.3.self_attn.q_proj"), _short("transformer.resblocks.0.mlp.c_fc")
+    >>> short_name("vision_model.encoder.layers.3.self_attn.q_proj"), short_name("transformer.resblocks.0.mlp.c_fc")
     ('3.self_attn.q_proj', '0.mlp.c_fc')
     """
     parts = module.split(".")

@@ -2,7 +2,7 @@
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,26 @@ def write_candidates(
     with SummaryWriter(str(folder / "search"), filename_suffix=".search") as writer:
         for merge, content in images.items():
             writer.file_writer.add_summary(_image(f"search/{merge}", content))
+
+
+def write_analysis(
+    folder: Path, kind: str, curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], picture: bytes
+) -> None:
+    """Write what an analysis has found: ``<folder>/<curve>/`` with its points, the picture under ``report``.
+
+    Args:
+        folder: the folder to point TensorBoard at; what an earlier analysis has written there is removed.
+        kind: of analysis, the tag of the picture.
+        curves: points (step, value) by curve and tag.
+        picture: a PNG file.
+    """
+    events = VariantEvents(folder, "analysis")
+    for name, tags in curves.items():
+        for tag, points in tags.items():
+            for step, value in points:
+                events.scalars(name, {tag: value}, step)
+    events[REPORT].file_writer.add_summary(_image(kind, picture), 0)
+    events.close()
 
 
 def _image(tag: str, content: bytes) -> Summary:

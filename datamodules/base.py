@@ -291,6 +291,16 @@ class TaskDataModule(LightningDataModule):
             for name, data in self._splits.items()
         ]
 
+    def sample_loaders(self, split: str, count: int) -> list[DataLoader]:
+        """Return one loader a task of as many of its examples, drawn by the seed; fewer where a task has fewer."""
+        count = min(count, *(len(data[split]) for data in self._splits.values()))
+        loaders = []
+        for name, data in self._splits.items():
+            drawn = torch.randperm(len(data[split]), generator=derive_generator(self.seed, name, "sample"))[:count]
+            sampler = EvalSampler(name, drawn.sort().values.tolist(), self.eval_batch_size)
+            loaders.append(self._loader({name: data[split]}, sampler))
+        return loaders
+
     def _loader(self, splits: dict[str, Split], sampler: Any, kind: type[DataLoader] = DataLoader) -> DataLoader:
         # A generator of its own: without one the loader would draw from the global stream.
         return kind(

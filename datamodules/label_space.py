@@ -1,8 +1,11 @@
 """One label space for all tasks."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from datamodules.tasks import check_listed
 from mergers.errors import SheetbendError, did_you_mean
@@ -24,6 +27,13 @@ class JointLabels:
     def __len__(self) -> int:
         """Return the number of joint classes."""
         return len(self.names)
+
+    def among(self, logits: torch.Tensor, tasks: Sequence[str]) -> torch.Tensor:
+        """Return logits (N, J) with minus infinity for the classes that none of ``tasks`` has."""
+        own = sorted({column for task in tasks for column in self.columns[task]})
+        kept = torch.full_like(logits, -math.inf)
+        kept[:, own] = logits[:, own]
+        return kept
 
 
 def joint_labels(tasks: Sequence[Any], by_name: bool = False) -> JointLabels:

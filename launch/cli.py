@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import itertools
 import logging
 import os
 import signal
@@ -50,6 +51,7 @@ FITTING = {
     "validate": "Test on validation data.",
     "test": "Test every variant on every task.",
     "search": "Find the best settings of merges on validation data, then test them once.",
+    "analyse": "Draw what merging does: tasks, sides, rank, cka, interference.",
     "adapt": "Learn a merge on unlabelled data (AdaRank), then test all variants.",
 }
 
@@ -142,9 +144,20 @@ def _run(words: list[str]) -> None:
 
     quiet_libraries()
     try:
-        SheetbendCLI(words)
+        SheetbendCLI(kinds_as_option(words) if words[0] == "analyse" else words)
     except SheetbendError as error:
         fail(str(error))
+
+
+def kinds_as_option(words: list[str]) -> list[str]:
+    """Return ``analyse tasks cka ...`` with the kinds as an option, after a configuration that may name others.
+
+    >>> kinds_as_option(["analyse", "tasks", "cka", "--config", "a.yaml"])
+    ['analyse', '--config', 'a.yaml', '--analysis.kinds', '[tasks, cka]']
+    """
+    bare = list(itertools.takewhile(lambda word: not word.startswith("-"), words[1:]))
+    option = ["--analysis.kinds", f"[{', '.join(bare)}]"] if bare else []
+    return [words[0], *words[1 + len(bare) :], *option]
 
 
 def fail(message: str) -> NoReturn:

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 import datamodules
 from launch import cli
+from launch.analysing.settings import Analysis
 from launch.errors import one_line, option_names, place_in, plain
 from launch.searching.settings import Search
 from lightning_modules import Adaptation, LoRATasks
@@ -29,6 +30,7 @@ PLACES = {
     Callback: "trainer.callbacks",
     Adaptation: "adaptation",
     Search: "search",
+    Analysis: "analysis",
 }
 # What those can be given whose class is not known where the option stands.
 OF_CLASSES = {f"model.{name}" for name in option_names([LoRATasks])} | {

@@ -16,6 +16,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import callbacks
 from callbacks.progress import progress_bar
 from launch import adaptation, cli, seeds
+from launch.analysing import run as analysing
+from launch.analysing.output import FOLDER as ANALYSES
+from launch.analysing.settings import Analysis
 from launch.config_parser import Parser, task_declarations
 from launch.errors import one_line
 from launch.runs import ADAPTATION_SETTINGS, CHECKPOINT, Interruption, SaveConfig, clear, read_checkpoint, resume_point
@@ -43,7 +46,7 @@ TRAINER_DEFAULTS = {
 
 
 class SheetbendCLI(LightningCLI):
-    """Subcommands fit, validate, test, search and adapt; the run folder is ``trainer.default_root_dir``.
+    """Subcommands fit, validate, test, search, analyse and adapt; the run folder is ``trainer.default_root_dir``.
 
     Args:
         words: the command line; or one run of a series: a mapping of ``subcommand`` and, under its name, all settings.
@@ -79,6 +82,7 @@ class SheetbendCLI(LightningCLI):
             "test": skip | {"dataloaders", "verbose"},
             "adapt": skip,
             "search": skip,
+            "analyse": skip,
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -90,8 +94,8 @@ class SheetbendCLI(LightningCLI):
             "--overwrite",
             type=bool,
             default=False,
-            help="Let ``fit``, ``search`` or ``adapt`` replace what the run folder (trainer.default_root_dir) already "
-            "holds of it.",
+            help="Let ``fit``, ``search``, ``adapt`` or the fits of ``analyse rank`` replace what the run folder "
+            "(trainer.default_root_dir) already holds of it.",
         )
         parser.add_argument(
             "--adaptation",
@@ -112,6 +116,12 @@ class SheetbendCLI(LightningCLI):
             default=None,
             help="Run the command once a seed: with it as seed_everything, in the folder seed-SEED of the run folder, "
             "and for {seed} in any path, such as model.adapters. What is finished and unchanged is not run again.",
+        )
+        parser.add_argument(
+            "--analysis",
+            type=Analysis | None,
+            default=None,
+            help="What ``analyse`` looks at, and how closely. Other commands pass it over.",
         )
         for key, (container, declared) in task_declarations().items():
             parser.add_fields_help(key, container, declared)
@@ -177,8 +187,10 @@ class SheetbendCLI(LightningCLI):
         if adapts:
             settings |= adaptation.trainer_settings(self.adaptation, self.folder, settings)
             settings["callbacks"] = adaptation.without_those_of_training(settings.get("callbacks") or [])
-        if self.subcommand == "search":
+        if self.subcommand in ("search", "analyse"):
             settings["default_root_dir"] = str(self.output)
+        if self.subcommand == "analyse":
+            settings["logger"] = False
         if settings.get("enable_progress_bar") is not False:
             own.append(progress_bar())
         given = tuple(type(callback) for callback in settings.get("callbacks") or [])
@@ -203,11 +215,13 @@ class SheetbendCLI(LightningCLI):
 
     @property
     def output(self) -> Path:
-        """The folder that is written to: the run folder, or that of an adaptation or of a search in it."""
+        """The folder that is written to: the run folder, or that of an adaptation, a search or analyses in it."""
         if self.subcommand == "adapt":
             return adaptation.folder_of(self.folder, self.adaptation)
         if self.subcommand == "search":
             return self.folder / searching.FOLDER / self.searched.label
+        if self.subcommand == "analyse":
+            return self.folder / ANALYSES
         return self.folder
 
     @property
@@ -316,6 +330,25 @@ class SheetbendCLI(LightningCLI):
             if options["test_after_fit"]:
                 self._run(self.trainer.test, model, datamodule=datamodule, verbose=False)
 
+    def analyse(self, model: LoRATasks, datamodule: LightningDataModule) -> None:
+        """Draw what merging does to the adapters, and why."""
+        settings = self._get(self.config_init, "analysis") or Analysis()
+        trainer, options = self.trainer, self.config[self.subcommand]
+        trainer.callbacks[:] = [one for one in trainer.callbacks if not isinstance(one, SaveConfig)]
+        overwrite, options["overwrite"] = options["overwrite"], False
+        run = analysing.Run(
+            settings,
+            trainer,
+            model,
+            datamodule,
+            prepare=lambda: self._prepare(model, datamodule, fresh=False),
+            folder=self.folder,
+            config=self._parser(self.subcommand).dump(options, skip_none=False),
+            overwrite=overwrite,
+        )
+        run.check()
+        self._run(run.go)
+
     def _refuse_own_inputs(self, ckpt_path: str | None, adapters: str | dict[str, str] | None) -> None:
         """Refuse to replace a run by what it would be made from."""
         sources = list(adapters.values()) if isinstance(adapters, dict) else [adapters]
@@ -352,9 +385,9 @@ class SheetbendCLI(LightningCLI):
             if not isinstance(error, MisconfigurationException) and not any(words in str(error) for words in said):
                 raise
             raise SheetbendError(f"trainer: {' '.join(str(error).split())}") from None
-        except SystemExit:
-            # Lightning turns Ctrl-C into exit status 1.
-            raise SystemExit(cli.INTERRUPTED if self.interruption.happened else 1) from None
+        except SystemExit as stop:
+            # Lightning turns Ctrl-C into exit status 1; fits of an analysis have statuses of their own.
+            raise SystemExit(cli.INTERRUPTED if self.interruption.happened else stop.code or 1) from None
 
 
 class ConfigurationOnly(SheetbendCLI):

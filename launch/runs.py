@@ -16,6 +16,7 @@ from mergers.files import atomic_write
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 OUTPUTS = (
     "adaptations",
+    "analyses",
     "best.yaml",
     "candidates.csv",
     "candidates.json",

@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer
 
 
 class SheetbendTrainer(Trainer):
-    """Lightning's Trainer; it also adapts and searches. What a verb does is said by `launch.lightning_cli`."""
+    """Lightning's Trainer; it also adapts, searches, analyses. What a verb does is said by `launch.lightning_cli`."""
 
     def adapt(self, model: Any, datamodule: Any = None, ckpt_path: str | None = None) -> None:
         """Learn a merge on unlabelled data, then test every variant."""
@@ -15,3 +15,7 @@ class SheetbendTrainer(Trainer):
     def search(self, model: Any, datamodule: Any = None) -> None:
         """Find the best settings of merges on validation data, then test them once."""
         self.validate(model, datamodule=datamodule)
+
+    def analyse(self, model: Any, datamodule: Any = None) -> None:
+        """Draw what merging does to adapters, and why."""
+        self.test(model, datamodule=datamodule)

@@ -140,6 +140,8 @@ class VariantTester(LightningModule, ABC):
             return
         features = self.features_of(variant, batch.inputs, batch.task)
         logits, joint = self.task_logits(features, batch.task), self.joint_logits(features)
+        if variant.tasks is not None:
+            joint = {space: self.evaluator.joint[space].among(values, variant.tasks) for space, values in joint.items()}
         self.evaluator.update(name, batch.task, logits, joint, batch.labels)
 
     def _evaluate_ensemble(self, name: str, batch: Any) -> None:
@@ -152,7 +154,8 @@ class VariantTester(LightningModule, ABC):
 
     def _evaluate(self, batch: Any) -> None:
         for name, variant in self.variants.items():
-            self.evaluate(name, variant, batch)
+            if variant.tasks is None or batch.task in variant.tasks:
+                self.evaluate(name, variant, batch)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Run one batch through every variant."""

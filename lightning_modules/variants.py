@@ -29,6 +29,8 @@ class Variant:
         own_adapter: each batch runs through the adapter of its own task, and nothing is replaced.
         ensemble: each batch runs through the adapters of all tasks; the largest logit of a joint class counts.
         caveats: what a reader of its results should know, a sentence each.
+        tasks: the tasks that it is for: batches of others pass it by, and in joint label spaces only labels of these
+            compete; None: all.
     """
 
     description: str
@@ -37,6 +39,7 @@ class Variant:
     own_adapter: bool = False
     ensemble: bool = False
     caveats: tuple[str, ...] = ()
+    tasks: tuple[str, ...] | None = None
 
     def released(self) -> "Variant":
         """Return the variant without its tensors."""

@@ -64,6 +64,16 @@ class PairFacts:
     mass: float
     conflicting_mass: float
 
+    @property
+    def sign_conflict(self) -> float:
+        """Fraction of the entries in which the signs differ."""
+        return _ratio(self.conflicts, self.entries)
+
+    @property
+    def weighted_conflict(self) -> float:
+        """The same with each entry weighted by |a b|."""
+        return _ratio(self.conflicting_mass, self.mass)
+
 
 @dataclass(frozen=True)
 class Pair:

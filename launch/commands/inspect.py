@@ -55,6 +55,7 @@ def parser() -> Parser:
     result.add_argument("--by-layer", action="store_true", help="show each module too")
     result.add_argument("--csv", metavar="FILE", help="write all numbers of all modules as a table")
     result.add_argument("--json", metavar="FILE", help="write all numbers as JSON")
+    result.add_argument("--plot", metavar="FILE.png", help="draw conflicts, overlaps and norms of all modules")
     result.add_argument("--quiet", action="store_true", help="print nothing but errors")
     return result
 
@@ -63,12 +64,14 @@ def run(words: Sequence[str]) -> None:
     """Run the command on its words."""
     options = parser().read(words)
     wanted = sources(options.adapters, getattr(options, "names", None))
-    for name in ("csv", "json"):
+    for name in ("csv", "json", "plot"):
         path = Path(getattr(options, name, "."))
         if name in options and (path.is_dir() or not path.parent.is_dir()):
             cli.fail(f"--{name} {path} cannot be written: give a file in a folder that exists")
     with cli.interruptible():
         from mergers.errors import SheetbendError
+    if "plot" in options and (Path(options.plot).suffix != ".png" or len(wanted) < 2):
+        cli.fail(f"--plot {options.plot}: draws two adapters or more, to a file that ends in .png")
     try:
         _run(options, wanted)
     except SheetbendError as error:
@@ -221,8 +224,8 @@ def _pair_row(found: "Analysis", pair: Any, module: str) -> dict[str, Any]:
         "outputs": facts.outputs,
         "inputs_by_chance": facts.inputs_by_chance,
         "outputs_by_chance": facts.outputs_by_chance,
-        "sign_conflict": facts.conflicts / facts.entries if facts.entries else 0.0,
-        "weighted_conflict": facts.conflicting_mass / facts.mass if facts.mass else 0.0,
+        "sign_conflict": facts.sign_conflict,
+        "weighted_conflict": facts.weighted_conflict,
     }
 
 
@@ -296,7 +299,7 @@ def _write(options: Namespace, adapters: "Sequence[Adapter]", found: "Analysis")
     from mergers.errors import SheetbendError
     from mergers.files import atomic_write
 
-    for name, write in (("json", _write_json), ("csv", _write_csv)):
+    for name, write in (("json", _write_json), ("csv", _write_csv), ("plot", _write_plot)):
         if name in options:
             path = Path(getattr(options, name))
             try:
@@ -343,3 +346,13 @@ def _write_csv(path: Path, adapters: "Sequence[Adapter]", found: "Analysis") -> 
             for module in pair.modules:
                 both = {"module": module, "first": pair.first, "second": pair.second}
                 rows.writerow({**both, **_pair_row(found, pair, module)})
+
+
+def _write_plot(path: Path, adapters: "Sequence[Adapter]", found: "Analysis") -> None:
+    from callbacks.interference_plot import interference_plot
+    from callbacks.plots import png
+    from mergers.errors import SheetbendError
+
+    if not _compared(found):
+        raise SheetbendError("--plot: the adapters have no module in common; there is nothing to draw")
+    path.write_bytes(png(interference_plot(found)))

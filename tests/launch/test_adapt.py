@@ -22,14 +22,15 @@ ADAPTATION = {"steps": 5, "batch_size": 8, "look_every": 2, "learning_rate": 0.0
 FOLDER = Path("adaptations") / "adarank-ta"
 
 
-def write_run(tiny_clip, root, seed=0):
+def write_run(tiny_clip, root, seed=0, tasks=("hue", "shade")):
     """Adapters as ``fit`` leaves them in a run folder, and the configuration that goes with them."""
-    model, _ = lora_clip(tiny_clip, seed=seed)
+    model, _ = lora_clip(tiny_clip, tasks, seed=seed)
     for task in model.task_names:
         write_adapter(model.model, task, root / "run" / "adapters" / task, {}, {})
     config = yaml.safe_load(CONFIG.format(model=tiny_clip, root=root / "run")) | {"adaptation": ADAPTATION}
     quiet = {"class_path": "callbacks.ResultsCallback", "init_args": {"plots": False}}
     config["trainer"]["callbacks"].append(quiet)
+    config["data"]["init_args"]["tasks"] = list(tasks)
     (root / "config.yaml").write_text(yaml.safe_dump(config))
     return root / "run", ["adapt", "--config", str(root / "config.yaml")]
 

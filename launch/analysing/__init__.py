@@ -1,0 +1,1 @@
+"""``sheetbend analyse``: what merging does to adapters, and why, in pictures and numbers."""
