@@ -17,6 +17,7 @@ CHECKPOINT = Path("checkpoints") / "last.ckpt"
 OUTPUTS = (
     "adaptations",
     "best.yaml",
+    "candidates",
     "candidates.csv",
     "candidates.json",
     "adapters",

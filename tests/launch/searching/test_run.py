@@ -75,7 +75,6 @@ def rows_in_tensorboard(folder):
             100 * next(one.value for one in group.metric_values if one.name.tag == "search/normalised"),
         )
         for group in every
-        if group.sessions[0].name.startswith("candidates/")
     ]
     return [row[1:] for row in sorted(found)]
 
@@ -101,14 +100,14 @@ def test_a_grid_is_measured_in_one_sweep_and_its_best_is_tested(run, measured, c
     tested = {score["variant"] for score in json.loads((folder / "results.json").read_text())["scores"]}
     assert tested == {"pretrained", "finetuned", "mean", "knots-ties"}
     assert {path.name for path in (folder / "plots").glob("search_*")} == {"search_mean.png", "search_knots-ties.png"}
-    events = EventAccumulator(str(folder / "tensorboard" / "candidates" / "knots-ties-1"))
+    events = EventAccumulator(str(folder / "candidates" / "knots-ties-1"))
     events.Reload()
     assert events.Scalars("search/normalised")[0].value == pytest.approx(float(found[0]["normalised"]))
     assert "_hparams_/session_start_info" in events.summary_metadata
-    assert rows_in_tensorboard(folder / "tensorboard") == [
+    assert rows_in_tensorboard(folder / "candidates") == [
         (row["merge"], float(row["coefficients"]), pytest.approx(100 * float(row["normalised"]))) for row in found
     ]
-    pictures = EventAccumulator(str(folder / "tensorboard" / "search"))
+    pictures = EventAccumulator(str(folder / "candidates" / "search"))
     pictures.Reload()
     assert pictures.Tags()["images"] == ["search/knots-ties", "search/mean"]
     assert {path: content for path, content in tree(run[0]).items() if folder not in path.parents} == before
