@@ -19,6 +19,9 @@ from mergers.spaces.base import Space
 from mergers.transforms.base import Transform
 from mergers.updates import Adapter, Update
 
+# What a coefficient may be.
+LARGEST = torch.finfo(torch.float32).max
+
 
 @dataclass(frozen=True)
 class Merger:
@@ -61,7 +64,8 @@ class Merger:
         else:
             values = list(coefficients) if isinstance(coefficients, list | tuple) else [coefficients]
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            # Beyond float32 is infinite where it is used.
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
                 raise SheetbendError(f"coefficients holds {value!r}; give finite numbers")
 
     def __str__(self) -> str:
