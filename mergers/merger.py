@@ -1,6 +1,5 @@
 """From adapters to one adapter."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
