@@ -1,5 +1,6 @@
 """From adapters to one adapter."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -17,9 +18,6 @@ from mergers.run import Encode, MergeRun, Progress, Then
 from mergers.spaces.base import Space
 from mergers.transforms.base import Transform
 from mergers.updates import Adapter, Update
-
-# What a coefficient may be.
-LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,7 @@ class Merger:
         else:
             values = list(coefficients) if isinstance(coefficients, list | tuple) else [coefficients]
         for value in values:
-            # Beyond float32 is infinite where it is used.
-            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise SheetbendError(f"coefficients holds {value!r}; give finite numbers")
 
     def __str__(self) -> str:
