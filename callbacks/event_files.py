@@ -107,24 +107,31 @@ def write_test(events: VariantEvents, results: Results, step: int, images: dict[
 def write_candidates(
     folder: Path, candidates: Sequence[tuple[str, dict[str, Any], dict[str, float]]], images: dict[str, bytes]
 ) -> None:
-    """Write what a search has measured, HParams and each metric, to ``<folder>/candidates/<merge>-<number>/``.
+    """Write what a search has measured: ``<folder>/<merge>-<number>/`` a candidate, HParams and each metric.
+
+    TensorBoard takes the columns of its HParams page from one experiment in the folder that it shows, so this folder is
+    apart from those of tests, and one experiment has the settings of all candidates.
 
     Args:
         folder: the folder to point TensorBoard at; what an earlier search has written there is removed.
         candidates: merge, settings and metrics of each.
         images: PNG files of the search by the merge that each shows; they go to ``<folder>/search``.
     """
-    for path in folder.glob("**/events.out.tfevents.*.search"):
+    for path in folder.glob("*/events.out.tfevents.*.search"):
         path.unlink()
+    every: dict[str, Any] = {}
+    tags: dict[str, float] = {}
     for number, (merge, settings, metrics) in enumerate(candidates, 1):
-        own = folder / "candidates" / f"{merge}-{number}"
-        with SummaryWriter(str(own), filename_suffix=".search") as writer:
-            tags = {f"search/{name}": value for name, value in metrics.items()}
-            for summary in hparams({"merge": merge, **settings}, dict.fromkeys(tags, 0.0)):
+        with SummaryWriter(str(folder / f"{merge}-{number}"), filename_suffix=".search") as writer:
+            own = {f"search/{name}": value for name, value in metrics.items()}
+            _, begin, end = hparams({"merge": merge, **settings}, dict.fromkeys(own, 0.0))
+            for summary in (begin, end):
                 writer.file_writer.add_summary(summary)
-            for tag, value in tags.items():
+            for tag, value in own.items():
                 writer.add_scalar(tag, value, 0)
+            every, tags = {"merge": merge, **every, **settings}, {**tags, **own}
     with SummaryWriter(str(folder / "search"), filename_suffix=".search") as writer:
+        writer.file_writer.add_summary(hparams(every, tags)[0])
         for merge, content in images.items():
             writer.file_writer.add_summary(_image(f"search/{merge}", content))
 

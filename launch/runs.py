@@ -18,6 +18,7 @@ OUTPUTS = (
     "adaptations",
     "analyses",
     "best.yaml",
+    "candidates",
     "candidates.csv",
     "candidates.json",
     "adapters",

@@ -63,6 +63,10 @@ def map_modules(
             raise SheetbendError(
                 f"{item} overflows: it has no singular values; give adapters of sane size and scale"
             ) from None
+        except RuntimeError as error:
+            if "without overflow" not in str(error):  # of a number that float32 does not have
+                raise
+            raise SheetbendError(f"{item} overflows; give smaller coefficients, or adapters of sane size") from None
 
     torch.empty(_TAUGHT_BYTES, dtype=torch.uint8)
     with _single_threaded() as threads:

@@ -30,6 +30,7 @@ from mergers.files import atomic_write
 
 FOLDER = "searches"
 BEST = "best.yaml"
+EVENTS = "candidates"
 
 
 class Run:
@@ -267,6 +268,7 @@ def finish(run: Run, folder: Path) -> dict[str, Merger]:
     show(table_of(run, best))
     _write_all(run, mergers, folder)
     say(f"{folder}: {TABLE}, {BEST} (a configuration of these merges), plots/search_*.png")
+    say(f"every candidate: tensorboard --logdir {folder / EVENTS}")
     return mergers
 
 
@@ -288,7 +290,7 @@ def _write_all(run: Run, mergers: Mapping[str, Merger], folder: Path) -> None:
             rows.append(
                 (one.merge, readable(one.values), {name: score_of(results, one.merge, name) for name in run.metrics})
             )
-    write_candidates(folder / "tensorboard", rows, images)
+    write_candidates(folder / EVENTS, rows, images)
 
 
 def table_of(run: Run, best: Mapping[str, Candidate]) -> Table:

@@ -4,7 +4,7 @@ import importlib
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
 from launch.commands.merge import as_values
@@ -182,15 +182,20 @@ def _values(setting: str, values: Any) -> list[Any] | Range:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as a configuration has it: a step as its class and its settings.
+    """Return a value as a configuration has it: a step as its class and what is not as by default.
 
     >>> from mergers import Dare
     >>> plain([Dare(0.1), 0.2])
-    [{'class_path': 'mergers.Dare', 'init_args': {'drop_rate': 0.1, 'seed': 0}}, 0.2]
+    [{'class_path': 'mergers.Dare', 'init_args': {'drop_rate': 0.1}}, 0.2]
     """
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
-    return as_values(value) if is_dataclass(value) else value
+    if not is_dataclass(value):
+        return value
+    default = {field.name: field.default for field in fields(value)}
+    whole = as_values(value)
+    given = {name: one for name, one in whole.get("init_args", {}).items() if one != default[name]}
+    return {"class_path": whole["class_path"], **({"init_args": given} if given else {})}
 
 
 def built(value: Any) -> Any:

@@ -280,10 +280,12 @@ def test_a_dense_result_is_refused_before_the_work_and_when_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_merge_that_overflows_is_refused():
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+@pytest.mark.parametrize("coefficient", [1e39, 1e300])
+def test_a_merge_that_overflows_is_refused(method, coefficient):
     update = LowRankUpdate(torch.ones(2, 4), torch.ones(3, 2))
-    with pytest.raises(SheetbendError, match="merging layer overflows"):
-        Merger("full", "task_arithmetic", coefficients=1e39).merge([Adapter({"layer": update}, name="a")])
+    with pytest.raises(SheetbendError, match="layer overflows"):
+        Merger("full", method, coefficients=coefficient).merge([Adapter({"layer": update}, name="a")])
 
 
 def test_factors_that_do_not_fit_the_dtype_are_refused(tmp_path):
