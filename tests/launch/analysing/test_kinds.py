@@ -232,7 +232,7 @@ MERGERS = {"mean": Merger(), "knots-ties": Merger("knots", "ties")}
         ({"kinds": ["interference"]}, ("hue",), MERGERS, "data.tasks names hue alone"),
         ({"kinds": ["tasks"]}, TASKS, {}, "trainer.callbacks has no merge to analyse"),
         ({"kinds": ["sides"]}, TASKS, {"mean": Merger()}, "none of mean is; give one with space: knots"),
-        ({"kinds": ["cka"], "whole": "nowhere/{task}"}, TASKS, {}, "analysis.whole: nowhere/hue does not exist"),
+        ({"kinds": ["cka"], "whole": "./nowhere/{task}"}, TASKS, {}, "whole: ./nowhere/hue does not exist"),
         (
             {"kinds": ["cka"], "whole": {"hue": "."}},
             TASKS,
