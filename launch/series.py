@@ -63,7 +63,9 @@ class Entry:
             *parents, last = key.split(".")
             inner = own
             for parent in parents:
-                inner = inner.setdefault(parent, {})
+                if not isinstance(inner.get(parent), dict):
+                    inner[parent] = {}
+                inner = inner[parent]
             inner[last] = value
         return own
 
