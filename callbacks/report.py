@@ -8,16 +8,8 @@ from pathlib import Path
 
 from callbacks.adaptation_plots import COEFFICIENTS_PICTURE, KEPT_PICTURE
 from callbacks.machine import machine_words
-from callbacks.results import (
-    BY_NAME,
-    Column,
-    Results,
-    cells,
-    counted,
-    joint_columns,
-    metrics_note,
-    own_columns,
-)
+from callbacks.results import BY_NAME, Results, counted
+from callbacks.results_table import Column, cells, joint_columns, metrics_note, own_columns
 from lightning_modules.scores import Score
 from lightning_modules.variants import ENSEMBLE
 

@@ -16,7 +16,8 @@ from callbacks.curves import Curves
 from callbacks.event_files import VariantEvents, write_test, write_validation
 from callbacks.machine import machine, peak_bytes
 from callbacks.report import repeat_command, report
-from callbacks.results import Results, results_view
+from callbacks.results import Results
+from callbacks.results_table import results_view
 from datamodules import UnlabelledBatches
 from lightning_modules import TestTimeAdaptation
 from mergers.files import atomic_write

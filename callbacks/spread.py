@@ -10,12 +10,9 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from callbacks.results import (
+from callbacks.results import REFERENCES, Results, counted, csv_text
+from callbacks.results_table import (
     NORMALISED_NOTE,
-    REFERENCES,
-    Results,
-    counted,
-    csv_text,
     heading_lines,
     joint_columns,
     metrics_note,

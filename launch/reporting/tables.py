@@ -5,7 +5,8 @@ from pathlib import Path
 
 from callbacks.machine import machine_words
 from callbacks.report import standard_error
-from callbacks.results import BY_NAME, METRIC_WORDS, REFERENCES, counted
+from callbacks.results import BY_NAME, REFERENCES, counted
+from callbacks.results_table import METRIC_WORDS
 from launch.commands.screen import duration
 from launch.reporting.document import Cell, Table, plain, table, words
 from launch.reporting.groups import Group, Measure, test_print

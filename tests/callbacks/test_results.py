@@ -6,7 +6,8 @@ from rich.console import Console
 
 from callbacks.curves import Curves, Point
 from callbacks.report import report
-from callbacks.results import Results, cells, joint_columns, own_columns, results_table, results_view
+from callbacks.results import Results
+from callbacks.results_table import cells, joint_columns, own_columns, results_table, results_view
 from lightning_modules.scores import Score
 from mergers.errors import SheetbendError
 
