@@ -10,8 +10,8 @@ import torch
 
 from callbacks.analysis_plots import Point, tasks_plot
 from callbacks.results import counted, csv_text
+from launch.analysing.intervals import mean_and_interval
 from launch.analysing.output import Finding, say
-from launch.analysing.statistics import mean_and_interval
 from launch.analysing.sweep import Sweeps, by_task
 from launch.commands.screen import size, table
 from lightning_modules import Score, Variant

@@ -1,5 +1,6 @@
 """Accuracy against the number of merged tasks: which subsets, what is measured of them, and how it is summed up."""
 
+import doctest
 import itertools
 
 import pytest
@@ -8,8 +9,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.label_space import joint_labels
-from launch.analysing import statistics
-from launch.analysing.statistics import mean_and_interval, student_t_quantile
+from launch.analysing import intervals
+from launch.analysing.intervals import mean_and_interval, student_t_quantile
 from launch.analysing.sweep import Sweeps
 from launch.analysing.tasks import cut, subsets
 from launch.cli import main
@@ -106,6 +107,4 @@ def test_intervals_are_those_of_students_t():
         assert student_t_quantile(0.975, freedom) == pytest.approx(quantile, abs=5e-5)
     assert student_t_quantile(0.995, 6) == pytest.approx(3.7074, abs=5e-5)
     assert mean_and_interval([0.5]) == (0.5, None) and mean_and_interval([0.5, 0.5]) == (0.5, 0.0)
-    import doctest
-
-    assert doctest.testmod(statistics).failed == 0
+    assert doctest.testmod(intervals).failed == 0

@@ -10,7 +10,7 @@ def mean_and_interval(values: Sequence[float], level: float = 0.95) -> tuple[flo
 
     >>> mean, half = mean_and_interval([1.0, 2.0, 3.0, 4.0])
     >>> mean, round(half, 4)
-    (2.5, 2.0542)
+    (2.5, 2.0543)
     """
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
