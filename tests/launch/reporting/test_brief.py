@@ -85,7 +85,8 @@ def test_one_seed_has_no_spread_and_no_marks(tmp_path):
 
 
 def test_a_merge_that_one_seed_lacks_says_how_many_it_has(tmp_path):
-    write_seeds(tmp_path, [LEVELS | {"star": 0.79}, LEVELS])
+    first, _ = write_seeds(tmp_path, [LEVELS, LEVELS])
+    write(first / "adaptations" / "star", make_results(LEVELS | {"star": 0.79}), make_config())
     table = own_table(only(tmp_path))
     (star,) = (row for row in table.rows if row[0].text == "star")
     assert star[1].text == "79.0 (of 1 seed)" and not star[1].bold  # it is no best of two seeds
