@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))  # a tool of the repository: importable without be
 
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error  # noqa: E402
 
 from benchmarks.evaluation_cases import (  # noqa: E402
     BATCH,
@@ -253,6 +254,8 @@ def verdicts(bench: Bench, variants: list[int]) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """Measure and print."""
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    set_verbosity_error()
+    disable_progress_bar()
     load, benches = os.getloadavg()[0], []
     with tempfile.TemporaryDirectory() as work:
         makers: dict[str, Callable[[Path], Case]] = {
@@ -288,6 +291,7 @@ def main(argv: list[str] | None = None) -> int:
                 "case": bench.case.name,
                 "measured": {f"{row}, {count}": times for (row, count), times in bench.measured.items()},
                 "spent": bench.spent,
+                "right": bench.right,
             }
             for bench in benches
         ]

@@ -3,6 +3,7 @@
 A script that `evaluation_speed` starts; it prints one line of JSON at its end.
 """
 
+import contextlib
 import copy
 import json
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -201,7 +203,7 @@ def parts(specification: dict[str, Any]) -> dict[str, Any]:
     from lightning_modules.metrics import Evaluator
 
     spent["imports"] = since(START)
-    for name, owner, method in (
+    places = (
         ("settings", SheetbendCLI, "setup_parser"),
         ("settings", SheetbendCLI, "parse_arguments"),
         ("settings", SheetbendCLI, "instantiate_classes"),
@@ -211,9 +213,11 @@ def parts(specification: dict[str, Any]) -> dict[str, Any]:
         ("loading", BatchDataset, "__getitem__"),
         ("forward passes", VariantTester, "features_of"),
         ("metrics", Evaluator, "update"),
-    ):
-        setattr(owner, method, _timed(getattr(owner, method), spent, name))
-    main(["test", "--config", specification["configurations"][0]])
+    )
+    with contextlib.ExitStack() as stack:
+        for name, owner, method in places:
+            stack.enter_context(patch.object(owner, method, _timed(getattr(owner, method), spent, name)))
+        main(["test", "--config", specification["configurations"][0]])
     spent["whole"] = since(START)
     return {"spent": spent}
 

@@ -1,14 +1,20 @@
 """The benchmark of evaluation, on a tower of a few thousand weights."""
 
+import contextlib
 import doctest
+import io
 import json
 
 import pytest
 from PIL import Image
 
-from benchmarks import evaluation_cases, evaluation_speed
+from benchmarks import evaluation_cases, evaluation_speed, evaluation_ways
 from benchmarks.evaluation_cases import Case, merge, picture
 from benchmarks.evaluation_speed import Bench, DisagreementError, median, ratio, times_table, verdicts
+from launch.cli import main
+from lightning_modules.metrics import Evaluator
+
+VARIANTS = ("pretrained", "finetuned", "merge-0", "merge-1")
 
 
 @pytest.fixture
@@ -65,12 +71,42 @@ def test_options_that_cannot_be_meant_end_it(option, value, capsys):
     assert f"{option} " in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_all_ways_agree(tmp_path, capsys):
-    words = ["--cases", "pictures", "--tower", "tiny", "--pictures", "6", "--variants", "1", "2", "--runs", "1"]
+@pytest.fixture
+def here(monkeypatch):
+    """Run all ways in this process."""
+
+    def run(bench, command, cache):
+        monkeypatch.setenv("SHEETBEND_CACHE", str(cache))
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            if command[1] == str(evaluation_speed.SCRIPT):
+                evaluation_ways.main(command[2:])
+            else:
+                assert command[1:3] == ["-m", "launch"]
+                main(command[3:])
+        return (1.0, 1.0), printed.getvalue()
+
+    monkeypatch.setattr(Bench, "_timed", run)
+
+
+def test_all_ways_agree(here, tmp_path, capsys):
+    update = Evaluator.update
+    words = ["--cases", "pictures", "--tower", "tiny", "--pictures", "12", "--variants", "2", "--runs", "1"]
     assert evaluation_speed.main([*words, "--threads", "1", "--json", str(tmp_path / "figures.json")]) == 0
     (case,) = json.loads((tmp_path / "figures.json").read_text())["cases"]
-    assert set(case["measured"]) == {f"{row}, {count}" for row in evaluation_speed.ROWS for count in (1, 2)}
+    assert set(case["measured"]) == {f"{row}, 2" for row in evaluation_speed.ROWS}
+    right = case["right"]
+    assert set(right) == {f"{name} {task}" for name in VARIANTS for task in ("fruit", "pets")}
+    assert len({tuple(right[f"{name} {task}"] for task in ("fruit", "pets")) for name in VARIANTS}) > 1
     spent = case["spent"]["2"][0]
     assert min(wall for wall, _ in spent.values()) > 0 and spent["forward passes"][0] < spent["whole"][0]
+    assert Evaluator.update is update  # the clocks are gone
     assert "one sweep against" in capsys.readouterr().out
+
+
+def test_a_way_that_names_others_is_an_exit_status(here, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        Bench, "measure", lambda bench, variants: (bench._agree("a", {"x": 1}), bench._agree("b", {"x": 2}))
+    )
+    words = ["--cases", "pictures", "--tower", "tiny", "--pictures", "3", "--variants", "1"]
+    assert evaluation_speed.main(words) == 1 and capsys.readouterr().out.startswith("DISAGREE: pictures, x: b names 2")
