@@ -8,6 +8,7 @@ from rich.console import Console
 
 from callbacks.results import Results
 from callbacks.spread import spread_csv, spread_view
+from launch.reporting import write_report
 from launch.series import FILE, RESULTS, Entry, Outcome, run_series
 from mergers.errors import SheetbendError
 from mergers.files import atomic_write
@@ -87,14 +88,7 @@ def show(outcomes: Sequence[Outcome], root: Path) -> None:
         return
     with atomic_write(root / TABLE) as temporary:
         temporary.write_text(spread_csv({o.entry.label: o.results for o in measured}), encoding="utf-8")
-    names = ", ".join(folder.relative_to(root).as_posix() for folder in kept)
-    console.print(f"{root}: {names}; {TABLE}, {FILE}", soft_wrap=True, markup=False, highlight=False)
-    _report(kept, root)
-
-
-def _report(folders: Sequence[Path], root: Path) -> None:
-    try:
-        from launch.reporting import write_report
-    except ImportError:
-        return
-    write_report(folders, root)
+    write_report(kept, root)
+    where = ", ".join(folder.relative_to(root).as_posix() for folder in kept)
+    written = f"report.html, report.md, {TABLE}, {FILE}"
+    console.print(f"{root}: {where}; {written}", soft_wrap=True, markup=False, highlight=False)
