@@ -9,7 +9,7 @@ from rich.console import Console
 from callbacks.results import Results
 from callbacks.spread import spread_csv, spread_view
 from launch.reporting import write_report
-from launch.series import FILE, RESULTS, Entry, Outcome, run_series
+from launch.series import FILE, Entry, Outcome, run_series
 from mergers.errors import SheetbendError
 from mergers.files import atomic_write
 
@@ -83,8 +83,8 @@ def show(outcomes: Sequence[Outcome], root: Path) -> None:
     console = Console()
     console.print()
     console.print(spread_view(results, console.width))
-    kept = [outcome.folder for outcome in measured if (outcome.folder / RESULTS).is_file()]
-    if not kept or results[0].split != "test":  # `validate` writes nothing
+    kept = [outcome.folder for outcome in measured if outcome.written]
+    if not kept:
         return
     with atomic_write(root / TABLE) as temporary:
         temporary.write_text(spread_csv({o.entry.label: o.results for o in measured}), encoding="utf-8")

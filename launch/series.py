@@ -241,6 +241,12 @@ class Outcome:
     folder: Path
     results: "Results | None"
 
+    @property
+    def written(self) -> bool:
+        """Whether the folder holds these results; ``validate`` writes none, and may find those of a test there."""
+        path = self.folder / RESULTS
+        return self.results is not None and path.is_file() and path.read_text("utf-8") == self.results.to_json()
+
 
 def run_series(command: str, configuration: Mapping[str, Any], entries: Sequence[Entry], root: Path) -> list[Outcome]:
     """Run a subcommand of `launch.lightning_cli` once an entry; what is finished and unchanged is not run again.
@@ -266,7 +272,8 @@ def run_series(command: str, configuration: Mapping[str, Any], entries: Sequence
         done = SheetbendCLI({"subcommand": command, command: deepcopy(own)})
         shown = [one.results for one in done.trainer.callbacks if isinstance(one, ResultsCallback)]
         outcome = Outcome(entry, done.output, next(iter(shown), None))
-        finished.add(entry, own, outcome.folder)
+        if outcome.written:
+            finished.add(entry, own, outcome.folder)
         del done
         gc.collect()  # of models and trainers, which refer to each other
         return outcome
