@@ -162,7 +162,8 @@ def test_validate_adapt_and_search_take_seeds(trained, capsys, monkeypatch, tmp_
     searched = ["--search", "{over: {coefficients: [0.5, 1.0]}}"]
     main(["search", *words, "--seeds", "0", "1", *searched])
     assert (root / "seed-1" / "searches" / "one-at-a-time" / "results.json").is_file()
-    assert "seed-1/searches/one-at-a-time; seeds.csv" in capsys.readouterr().out
+    assert "seed-1/searches/one-at-a-time; report.html, report.md, seeds.csv" in capsys.readouterr().out
+    assert "one-at-a-time" in (root / "report.md").read_text() and (root / "report.html").is_file()
 
 
 @pytest.mark.parametrize(
