@@ -8,7 +8,7 @@ from rich.console import Console
 
 from callbacks.results import Results
 from callbacks.spread import spread_csv, spread_view
-from launch.reporting import write_report
+from launch.reporting import OF_RUNS, write_report
 from launch.series import FILE, Entry, Outcome, run_series
 from mergers.errors import SheetbendError
 from mergers.files import atomic_write
@@ -88,7 +88,14 @@ def show(outcomes: Sequence[Outcome], root: Path) -> None:
         return
     with atomic_write(root / TABLE) as temporary:
         temporary.write_text(spread_csv({o.entry.label: o.results for o in measured}), encoding="utf-8")
-    write_report(kept, root)
+    report = report_folder(root)
+    write_report(kept, report)
     where = ", ".join(folder.relative_to(root).as_posix() for folder in kept)
-    written = f"report.html, report.md, {TABLE}, {FILE}"
+    names = [(report / name).relative_to(root).as_posix() for name in ("report.html", "report.md")]
+    written = ", ".join([*names, TABLE, FILE])
     console.print(f"{root}: {where}; {written}", soft_wrap=True, markup=False, highlight=False)
+
+
+def report_folder(root: Path) -> Path:
+    """Return where the report of all seeds goes: to ``root``, or below it where a single run has left its own there."""
+    return root / "seeds" if any((root / name).exists() for name in OF_RUNS) else root

@@ -5,7 +5,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["write_report"]
+__all__ = ["OF_RUNS", "write_report"]
+
+# Files by which the folder of a run is known, where a report would replace the run's own.
+OF_RUNS = ("results.json", "candidates.json", "config.yaml", "test_config.yaml")
 
 
 def write_report(folders: Sequence[Path], output: Path, title: str | None = None) -> list[Path]:
@@ -46,7 +49,7 @@ def _check_output(output: Path) -> None:
     above = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     if not above.is_dir():
         raise SheetbendError(f"--output {output}: {above} is a file; give a folder")
-    for name in ("results.json", "candidates.json", "config.yaml", "test_config.yaml"):
+    for name in OF_RUNS:
         if (output / name).exists():
             raise SheetbendError(
                 f"--output {output} is the folder of a run ({name} is in it), whose report.md and plots would be "

@@ -196,3 +196,9 @@ def test_the_command_line_refuses_what_are_no_seeds_and_says_in_its_help_what_th
     with pytest.raises(SystemExit):
         main(["adapt", "--help"])
     assert "--seeds" in capsys.readouterr().out
+
+
+def test_a_report_of_all_seeds_never_replaces_that_of_a_single_run(tmp_path):
+    assert seeds.report_folder(tmp_path) == tmp_path
+    (tmp_path / "config.yaml").touch()
+    assert seeds.report_folder(tmp_path) == tmp_path / "seeds"
