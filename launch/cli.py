@@ -70,12 +70,13 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         if words in (["-h"], ["--help"]):
             print(_help(), end="")
-        elif words and words[0] in COMMANDS:
-            _one_line_warnings()
-            with terminable():
-                command(words[0])(words[1:])
         else:
-            _run(words)
+            with terminable():
+                if words and words[0] in COMMANDS:
+                    _one_line_warnings()
+                    command(words[0])(words[1:])
+                else:
+                    _run(words)
     except BrokenPipeError:  # whoever reads has seen enough: `sheetbend inspect ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(BROKEN_PIPE) from None

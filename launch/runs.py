@@ -10,6 +10,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from launch import cli
 from mergers import SheetbendError
 from mergers.files import atomic_write
 
@@ -177,16 +178,17 @@ class SaveConfig(SaveConfigCallback):
 
 
 class Interruption(Callback):
-    """Say how to go on after Ctrl-C."""
+    """Say how to go on after Ctrl-C or SIGTERM."""
 
     def __init__(self):
-        self.happened = False
+        self.happened = False  # Ctrl-C, of which Lightning makes exit status 1
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Print where the run stands."""
-        if not isinstance(exception, KeyboardInterrupt):
+        terminated = isinstance(exception, SystemExit) and exception.code == cli.TERMINATED
+        if not terminated and not isinstance(exception, KeyboardInterrupt):
             return
-        self.happened = True
+        self.happened = not terminated
         checkpoint = Path(trainer.default_root_dir) / CHECKPOINT
         measured = Path(trainer.default_root_dir) / "candidates.json"  # of a search
         if measured.is_file():
@@ -195,4 +197,4 @@ class Interruption(Callback):
             kept = f"{checkpoint} holds what was finished; give the same command again to go on from there"
         else:
             kept = "nothing was finished; the same command starts again"
-        print(f"\ninterrupted: {kept}", flush=True)
+        print(f"\n{'terminated' if terminated else 'interrupted'}: {kept}", flush=True)

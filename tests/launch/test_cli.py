@@ -16,6 +16,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from callbacks.results import Results
 from launch.cli import main
+from lightning_modules import LoRATasks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -198,6 +199,7 @@ def test_a_damaged_run_is_refused_whole(fitted, tmp_path, capsys, file, content,
 SLOW_IMPORT = """
 import sys, time
 from launch.cli import main
+from lightning_modules import LoRATasks
 class Slow:
     def find_spec(self, name, *_):
         if name == "launch.lightning_cli":
@@ -220,6 +222,21 @@ def test_ctrl_c_while_python_is_still_importing_is_one_line():
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and b"interrupted before the run began" in out
     assert b"Traceback" not in err
+
+
+def test_sigterm_ends_a_test_at_once_and_says_so(config, monkeypatch, capsys):
+    """Lightning alone would go on to the end of the batch, and beyond it where that is a task's last."""
+
+    def terminated(module, *batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the batch went on")
+
+    main(["fit", "--config", config, "--trainer.max_epochs", "1"])
+    monkeypatch.setattr(LoRATasks, "test_step", terminated)
+    with pytest.raises(SystemExit) as stop:
+        main(["test", "--config", config])
+    assert stop.value.code == 143
+    assert "terminated: " in capsys.readouterr().out
 
 
 def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(config, tiny_clip, tmp_path):
