@@ -1,7 +1,5 @@
 """Several runs of the same variants: the mean of each number over the runs, and its spread."""
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,40 +19,11 @@ from callbacks.results_table import (
     table_width,
     title,
 )
+from callbacks.statistics import Spread
 from callbacks.wide_table import WideTable
 from mergers.errors import SheetbendError
 
 COLUMNS = ("variant", "task", "metric", "mean", "deviation", "runs")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One number over several runs.
-
-    Attributes:
-        values: one a run.
-
-    >>> Spread((0.5, 0.7)).text
-    '60.0 ± 14.1'
-    """
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """The mean."""
-        return math.fsum(self.values) / len(self.values)
-
-    @property
-    def deviation(self) -> float | None:
-        """The sample standard deviation; none of one run."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    @property
-    def text(self) -> str:
-        """Both in %, with one decimal."""
-        mean = f"{100 * self.mean:.1f}"
-        return mean if self.deviation is None else f"{mean} ± {100 * self.deviation:.1f}"
 
 
 @dataclass(frozen=True)
@@ -122,7 +91,7 @@ def spread_table(results: Sequence[Results], chosen: Sequence[SpreadColumn] | No
     best = [_best(column, first.merged) for column in chosen]
     references = [name for name in first.variants if name in REFERENCES]
     for name in first.variants:
-        texts = [column.spreads[name].text if name in column.spreads else "-" for column in chosen]
+        texts = [f"{column.spreads[name]}" if name in column.spreads else "-" for column in chosen]
         cells = [
             f"[bold]{text}[/bold]" if name in first.merged and text.split(" ")[0] == top else text
             for text, top in zip(texts, best, strict=True)
@@ -142,7 +111,7 @@ def heading_of(results: Sequence[Results]) -> str:
 
 def _best(column: SpreadColumn, merged: Sequence[str]) -> str | None:
     """Return the largest mean of a merge, as printed."""
-    texts = [column.spreads[name].text.split(" ")[0] for name in merged if name in column.spreads]
+    texts = [f"{100 * column.spreads[name].mean:z.1f}" for name in merged if name in column.spreads]
     return max(texts, key=float, default=None)
 
 
@@ -168,6 +137,6 @@ def spread_csv(results: Mapping[str, Results]) -> str:
         task = column.heading if column.heading in first.tasks else "all" if "joint" in column.heading else "mean"
         for variant, spread in column.spreads.items():
             metric = first.metric(task) if task in first.tasks else column.heading
-            number = (spread.mean, spread.deviation, len(spread.values), *spread.values)
+            number = (spread.mean, spread.deviation, spread.count, *spread.values)
             rows.append((variant, task, metric, *number))
     return csv_text((*COLUMNS, *results), rows)

@@ -28,7 +28,7 @@ def file_name(*texts: str) -> str:
 
 def results_pictures(group: Group, prefix: tuple[str, ...]) -> list[Picture]:
     """Return bars per task and normalised means, with whiskers over seeds."""
-    runs = [run.results for run in group.runs]
+    runs = [run.results.without(group.starts.values()) for run in group.runs]
     over = "" if len(runs) == 1 else f"; bars are means of {len(runs)} seeds, whiskers their standard deviation"
     about = f"{plain(group.label)}: {group.first.measure}"
     best = group.ranking(group.headline)
@@ -47,11 +47,11 @@ def curves_pictures(group: Group, prefix: tuple[str, ...]) -> list[Picture]:
     found = []
     histories = [run.history for run in group.runs if len(run.history.steps) > 1]
     if histories:
-        adapts = group.first.adapts or group.runs[0].kind == "learned"
+        adapts = group.runs[0].kind == "learned"
         found.append(_curves(group, histories, adapts, "curves", prefix, "adaptation" if adapts else "training"))
-    for name in dict.fromkeys(n for run in group.runs for n, part in run.origins.items() if part.kind == "learned"):
+    for name in dict.fromkeys(name for run in group.runs for name in run.origins if group.kind(name) == "learned"):
         parts = [run.origins[name] for run in group.runs if name in run.origins]
-        if name.endswith("-start") or not all(len(part.history.steps) > 1 for part in parts):
+        if not all(len(part.history.steps) > 1 for part in parts):
             continue
         own = [part.history for part in parts]
         found.append(_curves(group, own, True, f"curves_{name}", prefix, f"the adaptation {plain(name)}"))

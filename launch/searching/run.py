@@ -73,7 +73,7 @@ class Run:
             self.records.add([], self.sweeper.references())
         while batch := self.next_batch():
             candidates = {candidate.key: candidate for _, candidate, _ in batch}
-            measured = self.sweeper.measure(list(candidates.values()), self.merger_of)
+            measured = self.sweeper.sweep(list(candidates.values()), self.merger_of)
             self.records.add(measured)
             self.records.write_table(self.metrics)
             for strategy, candidate, values in batch:

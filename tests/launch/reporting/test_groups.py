@@ -4,7 +4,6 @@ import pytest
 
 from launch.reporting.groups import MEAN, NORMALISED, grouped
 from launch.reporting.runs import read_runs
-from launch.reporting.statistics import paired, t95
 from mergers.errors import SheetbendError
 from tests.launch.reporting.fabricated import LEVELS, around, make_config, make_results, write, write_seeds
 
@@ -94,20 +93,3 @@ def test_a_folder_with_searches_alone_is_a_run(tmp_path):
     write(tmp_path / "searches" / "grid", make_results())
     (group,) = groups_of(tmp_path)
     assert group.label == "grid" and group.merged == ("ties", "knots-ties")
-
-
-def test_a_difference_is_paired_over_seeds():
-    # Differences 1, 2, 3: mean 2, standard error 1 / sqrt(3), times t(2) = 4.303.
-    found = paired([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
-    assert (found.mean, found.half) == (pytest.approx(2.0), pytest.approx(4.303 / 3**0.5))
-    assert found.apart is False and not found.wins
-    assert paired([1.0, 1.1, 1.2], [0.5, 0.61, 0.69]).wins
-    assert not paired([0.5, 0.61, 0.69], [1.0, 1.1, 1.2]).wins  # apart, but below
-    two = paired([1.0, 1.1], [0.5, 0.6])
-    assert two.apart and not two.wins  # two seeds claim nothing
-    assert paired([1.0], [0.5]).apart is None
-
-
-@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (30, 2.042), (31, 2.0395), (120, 1.9799)])
-def test_students_t(freedom, expected):
-    assert t95(freedom) == pytest.approx(expected, abs=2e-4)

@@ -42,13 +42,13 @@ def run(tiny_clip, tmp_path):
 @pytest.fixture
 def measured(monkeypatch):
     """How many candidates each sweep has had."""
-    sizes, whole = [], Sweeper.measure
+    sizes, whole = [], Sweeper.sweep
 
     def counted(sweeper, candidates, merger_of):
         sizes.append(len(candidates))
         return whole(sweeper, candidates, merger_of)
 
-    monkeypatch.setattr(Sweeper, "measure", counted)
+    monkeypatch.setattr(Sweeper, "sweep", counted)
     return sizes
 
 
