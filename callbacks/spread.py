@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -11,16 +10,15 @@ from rich.table import Table
 from callbacks.results import REFERENCES, Results, counted, csv_text
 from callbacks.results_table import (
     NORMALISED_NOTE,
-    heading_lines,
     joint_columns,
     metrics_note,
+    numbers_table,
     own_columns,
     split_to_fit,
     table_width,
     title,
 )
 from callbacks.statistics import Spread
-from callbacks.wide_table import WideTable
 from mergers.errors import SheetbendError
 
 COLUMNS = ("variant", "task", "metric", "mean", "deviation", "runs")
@@ -74,20 +72,7 @@ def spread_table(results: Sequence[Results], chosen: Sequence[SpreadColumn] | No
     chosen = spread_columns(results) if chosen is None else chosen
     notes = [metrics_note(first)] * any(column.heading in first.tasks for column in chosen)
     notes += [NORMALISED_NOTE.format(first.measure)] * any(column.heading == "norm. mean" for column in chosen)
-    table = WideTable(
-        title=heading_of(results),
-        caption="\n".join(["", *filter(None, notes)]) if any(notes) else None,
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-    )
-    table.add_column("variant", no_wrap=True)
-    for column in chosen:
-        table.add_column(heading_lines(column.heading), justify="right", no_wrap=True)
+    table = numbers_table(heading_of(results), [column.heading for column in chosen], notes)
     best = [_best(column, first.merged) for column in chosen]
     references = [name for name in first.variants if name in REFERENCES]
     for name in first.variants:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from callbacks.analysis_plots import sides_plot
 from callbacks.results import counted, csv_text
 from launch.analysing.measured import JOINT, Measured, finetuned_of
-from launch.analysing.output import Finding, say
-from launch.commands.screen import size, table
+from launch.analysing.output import Finding
+from launch.commands.screen import say, size, table
 from launch.sweeps import Sweeps
 from lightning_modules import Variant
 from mergers import KnOTS, Merger, SheetbendError

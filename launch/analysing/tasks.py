@@ -11,8 +11,8 @@ from callbacks.analysis_plots import tasks_plot
 from callbacks.results import counted, csv_text
 from callbacks.statistics import Spread
 from launch.analysing.measured import JOINT, Measured, finetuned_of
-from launch.analysing.output import Finding, say
-from launch.commands.screen import size, table
+from launch.analysing.output import Finding
+from launch.commands.screen import say, size, table
 from launch.sweeps import Sweeps
 from lightning_modules import Score, Variant
 from lightning_modules.variants import PRETRAINED

@@ -153,7 +153,10 @@ def _legend(group: Group) -> str:
 
 
 def _gains_legend(group: Group) -> str:
-    words = "How far each learned merge is above the merge that it started from, in points; results.json has its start."
+    words = (
+        "How far each learned merge is above the merge that it started from, in points; the starts themselves stand in "
+        "results.json."
+    )
     if group.seeds > 1:
         words += f" Seed by seed. {tables.LEVEL}: the 95 % interval of the gain contains zero."
     return words
@@ -201,15 +204,12 @@ def _cautions(groups: Sequence[Group], unfinished: Sequence[str]) -> Iterator[st
 def _cautions_of(group: Group) -> Iterator[str]:
     label = escaped(group.label)
     for kind, words in (
-        ("learned", "has learned from unlabelled data, which the other merges have not"),
-        (
-            "searched",
-            "has settings that were chosen with the labels of validation data, which the other merges did not have",
-        ),
+        ("learned", "learned from unlabelled data, which the other merges have not seen"),
+        ("searched", "with settings chosen by the labels of validation data, which the other merges did not have"),
     ):
         names = [escaped(name) for name in group.merged if group.kind(name) == kind]
         if names:
-            yield f"{label}: {', '.join(names)} {words}."
+            yield f"{label}: {words}: {', '.join(names)}."
     uneven = [escaped(name) for name in group.variants if group.uneven(name)]
     if uneven:
         yield f"{label}: settings of {', '.join(uneven)} differ between the seeds; see Settings."

@@ -33,6 +33,13 @@ def test_a_win_needs_three_seeds_and_an_interval_above_zero(tmp_path, gaps, expe
     assert ("3 are needed to claim a win" in text) is (len(gaps) == 2)
 
 
+def test_a_merge_beyond_the_second_that_is_level_with_the_best_is_named(tmp_path):
+    gaps = [(0.010, 0.2), (0.011, -0.1), (0.009, 0.1)]
+    write_seeds(tmp_path, [LEVELS | {"ties": 0.7 - near, "noisy": 0.7 - far} for near, far in gaps])
+    (line, *_) = brief(only(tmp_path))
+    assert "It wins over ties" in line and "1 merge in all cannot be told from it: noisy." in line
+
+
 def test_what_is_measured_beside_merges_is_told(tmp_path):
     write_seeds(tmp_path, around(0.1))
     text = " ".join(brief(only(tmp_path)))

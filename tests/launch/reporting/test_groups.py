@@ -89,6 +89,27 @@ def test_parts_of_other_adapters_or_examples_stand_apart(tmp_path):
     assert groups[0].merged == ("ties", "knots-ties") and groups[0].spread(MEAN, "ties").mean == pytest.approx(0.6)
 
 
+def test_searches_of_several_seeds_are_one_group_whatever_they_found(tmp_path):
+    folders = [tmp_path / f"seed-{seed}" / "searches" / "grid" for seed in (0, 1)]
+    for seed, folder in enumerate(folders):
+        write(folder, make_results(seed=seed, described={"ties": f"Ties(density=0.{seed + 2}), in Full space"}))
+        (folder / "candidates.json").write_text("{}")
+    (group,) = groups_of(*folders)
+    assert group.seeds == 2 and (group.kind("ties"), group.kind("finetuned")) == ("searched", "run")
+    each = "seed 0: Ties(density=0.2), in Full space; seed 1: Ties(density=0.3), in Full space"
+    assert group.uneven("ties") and group.description("ties") == each
+
+
+def test_adaptations_given_by_themselves_know_what_was_learned(tmp_path):
+    for seed in (0, 1):
+        learned = make_results(LEVELS | {"mine-start": 0.9, "mine": 0.75}, seed)
+        write(tmp_path / f"seed-{seed}" / "adaptations" / "mine", learned, make_config(seed))
+    (group,) = groups_of(*tmp_path.glob("seed-*/adaptations/mine"))
+    assert [group.kind(name) for name in group.merged] == ["run", "run", "start", "learned"]
+    assert group.starts == {"mine": "mine-start"} and "mine-start" not in group.shown
+    assert group.ranking(MEAN) == ["mine", "knots-ties", "ties"]
+
+
 def test_a_folder_with_searches_alone_is_a_run(tmp_path):
     write(tmp_path / "searches" / "grid", make_results())
     (group,) = groups_of(tmp_path)
