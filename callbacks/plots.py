@@ -7,7 +7,6 @@ differ in the seed, it draws means, and the sample standard deviation as whisker
 import io
 import itertools
 import math
-import statistics
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -17,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from callbacks.curves import Curves
 from callbacks.results import REFERENCES, Results
+from callbacks.statistics import Spread
 
 # Paul Tol's "muted" scheme: nine colours that stay apart with every common colour blindness.
 PALETTE = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499")
@@ -60,20 +60,14 @@ def _clean(axes: Axes, grid: str = "y") -> None:
     axes.set_axisbelow(True)
 
 
-def _percent(values: Sequence[float | None]) -> list[float]:
-    return [math.nan if value is None else 100 * value for value in values]
-
-
 def spread(values: Sequence[float | None]) -> tuple[float, float]:
     """Return mean and sample standard deviation of fractions in %; nan for what is not known.
 
-    >>> spread([0.5, 0.7]), spread([0.5])
-    ((60.0, 14.142135623730951), (50.0, nan))
+    >>> spread([0.5]), spread([0.5, None])
+    ((50.0, nan), (nan, nan))
     """
-    known = _percent(values)
-    if not known or any(math.isnan(value) for value in known):
-        return math.nan, math.nan
-    return math.fsum(known) / len(known), statistics.stdev(known) if len(known) > 1 else math.nan
+    found = Spread(tuple(math.nan if value is None else value for value in values))
+    return 100 * found.mean, math.nan if found.deviation is None else 100 * found.deviation
 
 
 def bars(results: Results, *others: Results) -> Figure:

@@ -5,8 +5,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,8 @@ from mergers.errors import SheetbendError
 
 # What merges are compared with.
 REFERENCES = (PRETRAINED, FINETUNED, ENSEMBLE)
+# What ends the name of the merge that a learned one started from, tested beside it.
+START = "-start"
 BY_NAME = "joint_by_name"
 CSV_COLUMNS = ("variant", "task", "metric", "value", "count", "normalised")
 FORMAT = 1
@@ -54,17 +56,17 @@ class Results:
     def _by_key(self) -> dict[tuple[str, str, str], Score]:
         return {(score.variant, score.task, score.metric): score for score in self.scores}
 
-    @property
+    @cached_property
     def variants(self) -> tuple[str, ...]:
         """Every variant, in order."""
         return tuple(dict.fromkeys(score.variant for score in self.scores))
 
-    @property
+    @cached_property
     def merged(self) -> tuple[str, ...]:
         """The variants that are one model for all tasks and not the pretrained one, in order."""
         return tuple(name for name in self.variants if name not in REFERENCES)
 
-    @property
+    @cached_property
     def tasks(self) -> tuple[str, ...]:
         """Every task, in order, without ``all``."""
         return tuple(dict.fromkeys(score.task for score in self.scores if score.task != "all"))
@@ -73,6 +75,15 @@ class Results:
     def adapts(self) -> bool:
         """Whether the run adapted a merge, where others train."""
         return bool(self.meta.get("adapts"))
+
+    @property
+    def starts(self) -> dict[str, str]:
+        """What each learned merge started from, by name: those whose start was tested beside them."""
+        return {name: f"{name}{START}" for name in self.merged if f"{name}{START}" in self.merged}
+
+    def without(self, variants: Collection[str]) -> "Results":
+        """Return the results of the other variants."""
+        return replace(self, scores=tuple(score for score in self.scores if score.variant not in variants))
 
     @cached_property
     def _joint(self) -> dict[str, list[int]]:

@@ -99,23 +99,10 @@ def results_table(results: Results, chosen: Sequence[Column] | None = None, head
     oracle = "finetuned" in results.variants and any(column.joint for column in chosen)
     notes = [metrics_note(results)] * any(column.heading in results.tasks for column in chosen)
     notes += [NORMALISED_NOTE.format(results.measure)] * any(column.heading == "norm. mean" for column in chosen)
-    notes = [note for note in notes if note] + [ORACLE_NOTE] * oracle
-    table = WideTable(
-        title=title(results) if heading is None else heading,
-        caption="\n".join(["", *notes]) if notes else None,
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-    )
-    table.add_column("variant", no_wrap=True)
-    for column in chosen:
-        # Beside accuracies among a task's own labels, the other label space has to be named.
-        heading = f"joint {column.heading}" if column.joint and mixed else column.heading
-        table.add_column(heading_lines(heading), justify="right", no_wrap=True)
+    notes += [ORACLE_NOTE] * oracle
+    # Beside accuracies among a task's own labels, the other label space has to be named.
+    headings = [f"joint {column.heading}" if column.joint and mixed else column.heading for column in chosen]
+    table = numbers_table(title(results) if heading is None else heading, headings, notes)
     marked = [cells(results, column) for column in chosen]
     references = [name for name in results.variants if name in REFERENCES]
     for name in results.variants:
@@ -125,9 +112,30 @@ def results_table(results: Results, chosen: Sequence[Column] | None = None, head
     return table
 
 
-def heading_lines(heading: str) -> str:
-    """Return a heading with a line for each of its words."""
-    return escape(re.sub(r"([-_])| ", r"\1\n", heading))
+def numbers_table(heading: str, headings: Sequence[str], notes: Sequence[str]) -> Table:
+    """Return an empty table: a column of variants and one of numbers for each heading, with a line a note below it.
+
+    Args:
+        heading: of the table.
+        headings: of its columns; each of their words has a line.
+        notes: those that are empty are left out.
+    """
+    said = [note for note in notes if note]
+    table = WideTable(
+        title=heading,
+        caption="\n".join(["", *said]) if said else None,
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+    )
+    table.add_column("variant", no_wrap=True)
+    for words in headings:
+        table.add_column(escape(re.sub(r"([-_])| ", r"\1\n", words)), justify="right", no_wrap=True)
+    return table
 
 
 def results_view(results: Results, width: int) -> RenderableType:

@@ -1,11 +1,8 @@
 """Several runs of the same variants: the mean of each number over the runs, and its spread."""
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -13,48 +10,18 @@ from rich.table import Table
 from callbacks.results import REFERENCES, Results, counted, csv_text
 from callbacks.results_table import (
     NORMALISED_NOTE,
-    heading_lines,
     joint_columns,
     metrics_note,
+    numbers_table,
     own_columns,
     split_to_fit,
     table_width,
     title,
 )
-from callbacks.wide_table import WideTable
+from callbacks.statistics import Spread
 from mergers.errors import SheetbendError
 
 COLUMNS = ("variant", "task", "metric", "mean", "deviation", "runs")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One number over several runs.
-
-    Attributes:
-        values: one a run.
-
-    >>> Spread((0.5, 0.7)).text
-    '60.0 ± 14.1'
-    """
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """The mean."""
-        return math.fsum(self.values) / len(self.values)
-
-    @property
-    def deviation(self) -> float | None:
-        """The sample standard deviation; none of one run."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    @property
-    def text(self) -> str:
-        """Both in %, with one decimal."""
-        mean = f"{100 * self.mean:.1f}"
-        return mean if self.deviation is None else f"{mean} ± {100 * self.deviation:.1f}"
 
 
 @dataclass(frozen=True)
@@ -105,24 +72,11 @@ def spread_table(results: Sequence[Results], chosen: Sequence[SpreadColumn] | No
     chosen = spread_columns(results) if chosen is None else chosen
     notes = [metrics_note(first)] * any(column.heading in first.tasks for column in chosen)
     notes += [NORMALISED_NOTE.format(first.measure)] * any(column.heading == "norm. mean" for column in chosen)
-    table = WideTable(
-        title=heading_of(results),
-        caption="\n".join(["", *filter(None, notes)]) if any(notes) else None,
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-    )
-    table.add_column("variant", no_wrap=True)
-    for column in chosen:
-        table.add_column(heading_lines(column.heading), justify="right", no_wrap=True)
+    table = numbers_table(heading_of(results), [column.heading for column in chosen], notes)
     best = [_best(column, first.merged) for column in chosen]
     references = [name for name in first.variants if name in REFERENCES]
     for name in first.variants:
-        texts = [column.spreads[name].text if name in column.spreads else "-" for column in chosen]
+        texts = [f"{column.spreads[name]}" if name in column.spreads else "-" for column in chosen]
         cells = [
             f"[bold]{text}[/bold]" if name in first.merged and text.split(" ")[0] == top else text
             for text, top in zip(texts, best, strict=True)
@@ -142,7 +96,7 @@ def heading_of(results: Sequence[Results]) -> str:
 
 def _best(column: SpreadColumn, merged: Sequence[str]) -> str | None:
     """Return the largest mean of a merge, as printed."""
-    texts = [column.spreads[name].text.split(" ")[0] for name in merged if name in column.spreads]
+    texts = [f"{100 * column.spreads[name].mean:z.1f}" for name in merged if name in column.spreads]
     return max(texts, key=float, default=None)
 
 
@@ -168,6 +122,6 @@ def spread_csv(results: Mapping[str, Results]) -> str:
         task = column.heading if column.heading in first.tasks else "all" if "joint" in column.heading else "mean"
         for variant, spread in column.spreads.items():
             metric = first.metric(task) if task in first.tasks else column.heading
-            number = (spread.mean, spread.deviation, len(spread.values), *spread.values)
+            number = (spread.mean, spread.deviation, spread.count, *spread.values)
             rows.append((variant, task, metric, *number))
     return csv_text((*COLUMNS, *results), rows)

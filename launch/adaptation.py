@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from callbacks import MergeCallback
 from callbacks.merge import RESERVED
-from callbacks.results import counted
+from callbacks.results import START, counted
 from datamodules import TaskDataModule
 from datamodules.unlabelled import UnlabelledBatches
 from lightning_modules import Adaptation, LoRATasks, TestTimeAdaptation
@@ -98,7 +98,7 @@ def add_to_test(trainer: Trainer, adaptation: TestTimeAdaptation) -> None:
 
 def start_name(label: str) -> str:
     """Return what tables call the merge from which that of this name was learned."""
-    return f"{label}-start"
+    return f"{label}{START}"
 
 
 def check_name(trainer: Trainer, settings: Adaptation) -> None:

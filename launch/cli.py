@@ -63,8 +63,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: words of the command line; those of the process by default.
     """
     words = list(sys.argv[1:] if args is None else args)
-    for pattern in BENIGN_WARNINGS:
-        warnings.filterwarnings("ignore", pattern)
+    _one_line_warnings()
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # a class_path may name a module of the user's own, beside the command
     try:
@@ -73,7 +72,6 @@ def main(args: Sequence[str] | None = None) -> None:
         else:
             with terminable():
                 if words and words[0] in COMMANDS:
-                    _one_line_warnings()
                     command(words[0])(words[1:])
                 else:
                     _run(words)
@@ -168,11 +166,16 @@ def fail(message: str) -> NoReturn:
 
 
 def quiet_libraries() -> None:
-    """Leave the screen to our own output; warnings come through, on one line. Lightning sets both when imported."""
+    """Leave the screen to our own output; warnings that matter come through, on one line.
+
+    To be called once Lightning has been imported, which sets both.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     _one_line_warnings()
 
 
 def _one_line_warnings() -> None:
+    for pattern in BENIGN_WARNINGS:
+        warnings.filterwarnings("ignore", pattern)
     warnings.formatwarning = lambda message, *_, **__: f"{PROGRAM}: warning: {message}\n"

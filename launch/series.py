@@ -1,4 +1,4 @@
-"""One command several times with other settings, in turn and in this process: for each seed, or each rank."""
+"""One command several times with other settings, in turn and in this process: once a seed, say."""
 
 import gc
 import glob

@@ -1,7 +1,6 @@
 """Tables and a picture of what was compared, made of the results of all runs."""
 
 import csv
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from callbacks.plots import GREY, GRID, INK, PALETTE
 from callbacks.results import REFERENCES, Results, csv_text
+from callbacks.statistics import Spread
 from examples.adaptation.plan import ROWS, WORLDS, Chosen, Plan, start_of, starts
 
 MEAN = "mean"
@@ -89,29 +89,6 @@ def kept_share(path: Path) -> float:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean and standard deviation over seeds; none where there is one seed.
-
-    >>> str(Spread.of([0.5, 0.7])), str(Spread.of([0.5])), Spread.of([])
-    ('60.0 ± 14.1', '50.0', None)
-    """
-
-    mean: float
-    deviation: float | None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread | None":
-        """Return that of ``values``, or none where there are none."""
-        if not values:
-            return None
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-    def __str__(self) -> str:
-        """Return both in %."""
-        return f"{100 * self.mean:.1f}" + ("" if self.deviation is None else f" ± {100 * self.deviation:.1f}")
-
-
-@dataclass(frozen=True)
 class World:
     """The entries of one world, by row in the order of tables: references, static merges, learned ones."""
 
@@ -131,25 +108,25 @@ class World:
 
     def spread(self, row: str, task: str) -> Spread:
         """Return the accuracy of ``row`` on ``task`` over seeds."""
-        return Spread.of([entry.values[task] for entry in self.rows[row]])
+        return Spread(tuple(entry.values[task] for entry in self.rows[row]))
 
     def gain(self, row: str, task: str = MEAN) -> Spread | None:
         """Return by how much ``row`` is above its start, seed by seed; none of a static row."""
         starts = {(entry.row, entry.seed): entry.values[task] for of_row in self.rows.values() for entry in of_row}
-        return Spread.of([e.values[task] - starts[e.start, e.seed] for e in self.rows[row] if e.start])
+        gains = tuple(e.values[task] - starts[e.start, e.seed] for e in self.rows[row] if e.start)
+        return Spread(gains) if gains else None
 
     def cells(self, row: str) -> list[str]:
         """Return the texts of a row: accuracies, gain, kept share, seconds."""
         entries, gain = self.rows[row], self.gain(row)
-        kept = Spread.of([entry.kept for entry in entries if entry.kept is not None])
+        kept = [entry.kept for entry in entries if entry.kept is not None]
         seconds = [entry.seconds for entry in entries if entry.seconds is not None]
         values = [self.spread(row, task) for task in self.tasks]
-        signed = "-" if gain is None else f"{gain}" if gain.mean < 0 else f"+{gain}"
         return [
             *[f"{100 * value.mean:.1f}" for value in values[:-1]],
-            str(values[-1]),
-            signed,
-            "-" if kept is None else f"{100 * kept.mean:.0f} %",
+            f"{values[-1]}",
+            "-" if gain is None else f"{gain:+}",
+            f"{100 * statistics.fmean(kept):.0f} %" if kept else "-",
             f"{statistics.fmean(seconds):.0f}" if seconds else "-",
         ]
 
@@ -239,5 +216,5 @@ def picture(worlds: Sequence[World]) -> Figure:
 
 
 def _point(axes, spread: Spread, place: int, color: str, inside: str) -> None:
-    error = None if spread.deviation is None or math.isnan(spread.deviation) else 100 * spread.deviation
+    error = None if spread.deviation is None else 100 * spread.deviation
     axes.errorbar(100 * spread.mean, place, xerr=error, fmt="o", ms=4, mfc=inside, color=color, lw=1, capsize=1.5)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from callbacks.analysis_plots import cka_plot
 from callbacks.results import counted, csv_text
-from launch.analysing.output import Finding, say
-from launch.commands.screen import table
+from launch.analysing.output import Finding
+from launch.commands.screen import say, table
 from lightning_modules import LoRATasks
 from lightning_modules.adapter_folders import check_base, fill_in
 from lightning_modules.full_checkpoints import is_full_checkpoint, load_full_checkpoint

@@ -5,8 +5,8 @@ from typing import Any
 
 from callbacks.interference_plot import interference_plot
 from callbacks.results import counted, csv_text
-from launch.analysing.output import Finding, say
-from launch.commands.screen import table
+from launch.analysing.output import Finding
+from launch.commands.screen import say, table
 from mergers import Adapter, SheetbendError
 from mergers.adapters import align
 from mergers.analysis import Analysis, Pair, PairFacts

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from callbacks.event_files import write_analysis
 from callbacks.plots import png
-from launch.commands.screen import console, show
+from launch.commands.screen import console, say, show
 from mergers.files import atomic_write
 
 FOLDER = "analyses"
@@ -60,8 +60,3 @@ def keep(finding: Finding, folder: Path, config: str) -> None:
     for part in ("", finding.title, finding.table, *(f"note: {note}" for note in finding.notes), ""):
         show(screen, part)
     say(f"{own}: {finding.kind}.png, {', '.join(finding.files)}, tensorboard/")
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    print(text, flush=True)

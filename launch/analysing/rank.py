@@ -11,9 +11,9 @@ import yaml
 from callbacks.analysis_plots import rank_plot
 from callbacks.results import Results, counted, csv_text
 from launch import cli
-from launch.analysing.output import Finding, say
+from launch.analysing.output import Finding
 from launch.analysing.settings import Analysis
-from launch.commands.screen import table
+from launch.commands.screen import say, table
 from mergers import SheetbendError
 from mergers.files import atomic_write
 

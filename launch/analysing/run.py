@@ -9,9 +9,10 @@ from lightning.pytorch import LightningDataModule, Trainer
 
 from callbacks import MergeCallback
 from launch.analysing import cka, interference, rank, sides, tasks
-from launch.analysing.output import FOLDER, Finding, keep, say
+from launch.analysing.output import FOLDER, Finding, keep
 from launch.analysing.settings import Analysis
-from launch.analysing.sweep import Sweeps
+from launch.commands.screen import say
+from launch.sweeps import Sweeps
 from lightning_modules import LoRATasks
 from lightning_modules.adapter_folders import find_adapters
 from lightning_modules.full_checkpoints import is_full_checkpoint

@@ -2,52 +2,28 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
-from callbacks.analysis_plots import Point, tasks_plot
+from callbacks.analysis_plots import tasks_plot
 from callbacks.results import counted, csv_text
-from launch.analysing.intervals import mean_and_interval
-from launch.analysing.output import Finding, say
-from launch.analysing.sweep import Sweeps, by_task
-from launch.commands.screen import size, table
+from callbacks.statistics import Spread
+from launch.analysing.measured import JOINT, Measured, finetuned_of
+from launch.analysing.output import Finding
+from launch.commands.screen import say, size, table
+from launch.sweeps import Sweeps
 from lightning_modules import Score, Variant
 from lightning_modules.variants import PRETRAINED
 from mergers import Merger
 from mergers.seeding import derive_generator
 
 Subset = tuple[str, ...]
-JOINT = "joint_hits@1"
-
-
-@dataclass(frozen=True)
-class Merged:
-    """One merge of some tasks, and what was measured on these.
-
-    Attributes:
-        merge: its name; pretrained and finetuned are among them.
-        subset: the tasks that were merged.
-        metrics: of each task, the metric that stands for it.
-        values: of each task, in that metric.
-        normalised: of each task, divided by the finetuned value.
-        joint: hits@1 where the labels of the subset's tasks compete, over all their examples; None where tasks share
-            no label space.
-    """
-
-    merge: str
-    subset: Subset
-    metrics: Mapping[str, str]
-    values: Mapping[str, float]
-    normalised: Mapping[str, float]
-    joint: float | None = None
-
-    @property
-    def mean_normalised(self) -> float:
-        """Mean over the subset's tasks."""
-        return math.fsum(self.normalised.values()) / len(self.normalised)
+# What each merge of each subset scored on its own tasks; pretrained is among the merges.
+Found = Mapping[tuple[str, Subset], Measured]
+# Means over subsets by the number of their tasks, by (measure, merge).
+Curves = Mapping[tuple[str, str], Mapping[int, Spread]]
 
 
 def subsets(tasks: Sequence[str], samples: int | None, seed: int) -> list[Subset]:
@@ -78,27 +54,43 @@ def cut(merger: Merger, subset: Subset, tasks: Sequence[str]) -> Merger:
     return merger
 
 
-def plan(sweeps: Sweeps, mergers: Mapping[str, Merger], chosen: Sequence[Subset]) -> str:
-    """Say what is ahead."""
-    merges = len(chosen) * len(mergers)
-    passes = sum(map(len, chosen)) * len(mergers)
+def plan(split: str, merger_count: int, chosen: Sequence[Subset], bytes_each: int, room: int) -> str:
+    """Return what is ahead, in words."""
+    merges = len(chosen) * merger_count
+    passes = sum(map(len, chosen)) * merger_count
     return (
         f"analysis tasks: {counted(len(chosen), 'subset')} of 2 to {max(map(len, chosen))} tasks x "
-        f"{counted(len(mergers), 'merge')} = {counted(merges, 'merged model')} ({size(sweeps.bytes_each)} each at "
-        f"most), {counted(passes, 'pass', 'passes')} over a task's {sweeps.split} data in "
-        f"{counted(1 + -(-merges // sweeps.room()), 'sweep')}"
+        f"{counted(merger_count, 'merge')} = {counted(merges, 'merged model')} ({size(bytes_each)} each at "
+        f"most), {counted(passes, 'pass', 'passes')} over a task's {split} data in "
+        f"{counted(1 + -(-merges // room), 'sweep')}"
     )
 
 
 def analyse(sweeps: Sweeps, mergers: Mapping[str, Merger], samples: int | None, seed: int) -> Finding:
-    """Merge subsets of the tasks in every way, and test each on its own tasks."""
+    """Merge subsets of the tasks in every way, and test each on its own tasks.
+
+    Args:
+        sweeps: of the split to test on.
+        mergers: by name, at least one.
+        samples: at most so many subsets of each size; None: all.
+        seed: of the choice of subsets.
+
+    Raises:
+        SheetbendError: the finetuned value of a task is not above 0.
+    """
     adapters = {adapter.name: adapter for adapter in sweeps.adapters}
     tasks = list(adapters)
     chosen = subsets(tasks, samples, seed)
-    say(plan(sweeps, mergers, chosen))
-    references, finetuned = sweeps.references()
+    bytes_each = max(map(sweeps.bytes_of, mergers.values()))
+    room = sweeps.room(bytes_each)
+    say(plan(sweeps.split, len(mergers), chosen, bytes_each, room))
+    references = sweeps.references()
+    finetuned = finetuned_of(references)
+    # The pretrained joint score is among the labels of all tasks, not of a subset.
     before = [score for score in references if score.variant == PRETRAINED and not score.joint]
-    found = [_merged(PRETRAINED, subset, before, finetuned) for subset in chosen]
+
+    def measured(scores: Sequence[Score], subset: Subset) -> Measured:
+        return Measured.of(scores, {task: finetuned[task] for task in subset})
 
     def variant(job: tuple[str, Subset]) -> Variant:
         name, subset = job
@@ -106,76 +98,55 @@ def analyse(sweeps: Sweeps, mergers: Mapping[str, Merger], samples: int | None, 
         return replace(sweeps.model.variant(f"{name} of {', '.join(subset)}", merged), tasks=subset)
 
     jobs = [(name, subset) for subset in chosen for name in mergers]
-    found += [_merged(*job, scores, finetuned) for job, scores in sweeps.measure(jobs, variant)]
+    found = {(PRETRAINED, subset): measured(before, subset) for subset in chosen}
+    found |= {job: measured(scores, job[1]) for job, scores in sweeps.measure(jobs, variant, room)}
     return finding(found, list(mergers), sweeps.split)
 
 
-def _merged(merge: str, subset: Subset, scores: Sequence[Score], finetuned: Mapping[str, Score]) -> Merged:
-    metrics = {task: finetuned[task].metric for task in subset}
-    values = {task: score.value for task, score in by_task(scores, metrics).items()}
-    normalised = {task: value / finetuned[task].value for task, value in values.items()}
-    joint = next((score.value for score in scores if (score.task, score.metric) == ("all", JOINT)), None)
-    return Merged(merge, subset, metrics, values, normalised, joint)
-
-
-def means(found: Sequence[Merged]) -> dict[tuple[str, str], list[Point]]:
-    """Return curves over the number of tasks by (measure, merge): number, mean over subsets, half the interval."""
+def means(found: Found) -> Curves:
+    """Return the means over subsets by the number of tasks."""
     values: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for one in found:
+    for (merge, subset), one in found.items():
         for measure, value in (("normalised", one.mean_normalised), (JOINT, one.joint)):
             if value is not None:
-                values.setdefault((measure, one.merge), {}).setdefault(len(one.subset), []).append(value)
+                values.setdefault((measure, merge), {}).setdefault(len(subset), []).append(value)
     return {
-        key: [(count, *mean_and_interval(numbers)) for count, numbers in sorted(by_count.items())]
+        key: {count: Spread(tuple(numbers)) for count, numbers in sorted(by_count.items())}
         for key, by_count in values.items()
     }
 
 
-def finding(found: Sequence[Merged], merges: Sequence[str], split: str) -> Finding:
+def finding(found: Found, merges: Sequence[str], split: str) -> Finding:
     """Put together what is kept and shown."""
     curves = means(found)
-    counts = sorted({len(one.subset) for one in found})
-    number = {count: len({one.subset for one in found if len(one.subset) == count}) for count in counts}
-    shown = table("merge", *(f"{count} tasks\n({counted(number[count], 'subset')})" for count in counts))
+    subsets_of = {count: spread.count for count, spread in curves["normalised", PRETRAINED].items()}
+    shown = table("merge", *(f"{count} tasks\n({counted(number, 'subset')})" for count, number in subsets_of.items()))
     for merge in (PRETRAINED, *merges):
-        points = {count: (mean, half) for count, mean, half in curves["normalised", merge]}
-        shown.add_row(merge, *(_cell(*points[count]) for count in counts))
-    rows = [(merge, count, measure, number[count], mean, *_ends(mean, half))
-            for (measure, merge), points in curves.items() for count, mean, half in points]  # fmt: skip
+        shown.add_row(merge, *map(_cell, curves["normalised", merge].values()))
+    each = [(merge, len(subset), "+".join(subset), *row)
+            for (merge, subset), one in found.items() for row in one.rows()]  # fmt: skip
+    summed = [(merge, count, measure, spread.count, spread.mean, *_ends(spread))
+              for (measure, merge), own in curves.items() for count, spread in own.items()]  # fmt: skip
+    drawn = {key: [(count, one.mean, one.half) for count, one in own.items()] for key, own in curves.items()}
+    events: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for (measure, merge), own in curves.items():
+        events.setdefault(merge, {})[f"tasks/{measure}"] = [(count, spread.mean) for count, spread in own.items()]
     return Finding(
         "tasks",
         {
-            "tasks.csv": csv_text(("merge", "tasks", "subset", "task", "metric", "value"), _rows(found)),
-            "tasks_mean.csv": csv_text(("merge", "tasks", "metric", "subsets", "mean", "low", "high"), rows),
+            "tasks.csv": csv_text(("merge", "tasks", "subset", "task", "metric", "value"), each),
+            "tasks_mean.csv": csv_text(("merge", "tasks", "metric", "subsets", "mean", "low", "high"), summed),
         },
-        tasks_plot(curves, split),
-        _by_merge(curves),
+        tasks_plot(drawn, split),
+        events,
         f"Normalised {split} score of merged subsets in %: mean over their tasks, then over subsets ± 95 % interval",
         shown,
     )
 
 
-def _by_merge(curves: Mapping[tuple[str, str], Sequence[Point]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for (measure, merge), points in curves.items():
-        found.setdefault(merge, {})[f"tasks/{measure}"] = [(count, mean) for count, mean, _ in points]
-    return found
+def _cell(spread: Spread) -> str:
+    return f"{100 * spread.mean:.1f}" + ("" if spread.half is None else f" ± {100 * spread.half:.1f}")
 
 
-def _rows(found: Sequence[Merged]) -> Iterator[tuple[Any, ...]]:
-    for one in found:
-        start = (one.merge, len(one.subset), "+".join(one.subset))
-        for task in one.subset:
-            yield (*start, task, one.metrics[task], one.values[task])
-            yield (*start, task, "normalised", one.normalised[task])
-        yield (*start, "mean", "normalised", one.mean_normalised)
-        if one.joint is not None:
-            yield (*start, "all", JOINT, one.joint)
-
-
-def _cell(mean: float, half: float | None) -> str:
-    return f"{100 * mean:.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
-
-
-def _ends(mean: float, half: float | None) -> tuple[float | None, float | None]:
-    return (None, None) if half is None else (mean - half, mean + half)
+def _ends(spread: Spread) -> tuple[float | None, float | None]:
+    return (None, None) if spread.half is None else (spread.mean - spread.half, spread.mean + spread.half)

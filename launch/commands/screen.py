@@ -24,6 +24,11 @@ def console(quiet: bool = False) -> Console:
     return Console(file=sys.stdout, quiet=quiet, width=width, highlight=False, markup=False, emoji=False)
 
 
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)
+
+
 def show(screen: Console, what: RenderableType) -> None:
     """Print something without the blanks that fill its lines up."""
     with screen.capture() as captured:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from callbacks.results import counted
+from callbacks.statistics import SEEDS_TO_CLAIM, Difference
 from launch.reporting.document import escaped
 from launch.reporting.groups import MEAN, NORMALISED, Group, Measure, hits
-from launch.reporting.statistics import SEEDS_TO_CLAIM, Difference, Spread
 
 BASELINE = "knots-ties"
-_DATA_FREE = ("run", "searched")
+_STATIC = ("run", "searched")
 
 
 def brief(group: Group) -> list[str]:
@@ -19,14 +19,14 @@ def brief(group: Group) -> list[str]:
     if not order:
         return [*lines, "No merge was tested."]
     lines = [_best(group, measure, order), *lines]
-    free = group.ranking(measure, _DATA_FREE)
+    free = group.ranking(measure, _STATIC)
     if free and free[0] != order[0]:
-        lines.insert(1, "Of the merges that learn nothing from data: " + _lower(_best(group, measure, free)))
+        lines.insert(1, "Of the merges that are not learned: " + _lower(_best(group, measure, free)))
     joint = hits(1)
     if group.ranking(joint):
         name = group.ranking(joint)[0]
         lines.append(
-            f"In one label space for all tasks, {_bold(name)} is best: {_number(group.spread(joint, name))} % hits@1 "
+            f"In one label space for all tasks, {_bold(name)} is best: {group.spread(joint, name)} % hits@1 "
             f"over all examples.{_next(group, joint, group.ranking(joint))}"
         )
     return lines
@@ -36,13 +36,15 @@ def _best(group: Group, measure: Measure, order: Sequence[str]) -> str:
     name = order[0]
     what = "of finetuned, mean over tasks" if measure is NORMALISED else f"mean {group.first.measure}"
     seeds = "one seed" if group.seeds == 1 else f"mean of {group.seeds} seeds ± standard deviation"
-    text = f"Best merge: {_bold(name)}, {_number(group.spread(measure, name))} % {what} ({seeds})."
+    text = f"Best merge: {_bold(name)}, {group.spread(measure, name)} % {what} ({seeds})."
+    if name in group.starts:
+        text += f" Its gain over its own start: {group.difference(measure, name, group.starts[name]):+} points."
     text += _next(group, measure, order)
     base = baseline(group, measure, order)
     if base is not None and base not in order[:2]:
         text += f" {_against(group.difference(measure, name, base), base)}"
-    level = [other for other in order[1:] if _level(group.difference(measure, name, other))]
-    if group.seeds >= SEEDS_TO_CLAIM and len(level) > 1:
+    level = [other for other in order[1:] if group.difference(measure, name, other).apart is False]
+    if group.seeds >= SEEDS_TO_CLAIM and level not in ([], order[1:2]):  # the next one has been spoken of
         text += f" {counted(len(level), 'merge')} in all cannot be told from it: {', '.join(map(escaped, level))}."
     return text
 
@@ -63,14 +65,14 @@ def baseline(group: Group, measure: Measure, order: Sequence[str]) -> str | None
     return described[0] if described else None
 
 
-def _against(difference: Difference | None, other: str) -> str:
-    """Return in words whether the first is better than another."""
-    if difference is None:
-        return ""
+def _against(difference: Difference, other: str) -> str:
+    """Return in words whether the first is better than another, which is not above it."""
     points, name = 100 * difference.mean, escaped(other)
     above = f"{points:.1f} points above {name}" if points >= 0.05 else f"level with {name}"
-    if difference.half is None:
+    if difference.count == 1:
         return f"It is {above}; one seed cannot tell which is better."
+    if difference.constant:
+        return f"It is {above} with each of {difference.count} seeds alike, which does not tell which is better."
     low, high = points - 100 * difference.half, points + 100 * difference.half
     interval = f"95 % interval {low:.1f} to {high:.1f}"
     if difference.wins:
@@ -81,20 +83,11 @@ def _against(difference: Difference | None, other: str) -> str:
     return f"It is {above}: {verdict} ({interval}; {why})."
 
 
-def _level(difference: Difference | None) -> bool:
-    return difference is not None and difference.apart is False
-
-
 def _ends(group: Group) -> str:
     """Return what finetuned and pretrained reach."""
     found = {name: group.spread(MEAN, name) for name in ("finetuned", "pretrained")}
-    said = [f"{name} {_number(spread)} %" for name, spread in found.items() if spread]
+    said = [f"{name} {spread} %" for name, spread in found.items() if spread]
     return f"Mean {group.first.measure} among each task's own labels: {', '.join(said)}." if said else ""
-
-
-def _number(spread: Spread) -> str:
-    deviation = "" if spread.deviation is None else f" ± {100 * spread.deviation:.1f}"
-    return f"{100 * spread.mean:.1f}{deviation}"
 
 
 def _bold(name: str) -> str:

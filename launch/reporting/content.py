@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from callbacks.results import BY_NAME, ENSEMBLE
+from callbacks.statistics import SEEDS_TO_CLAIM
 from launch.reporting import pictures, tables
 from launch.reporting.brief import brief
 from launch.reporting.document import Block, Bullets, Code, Document, Heading, Paragraph, Picture, escaped, plain
 from launch.reporting.groups import Group
 from launch.reporting.published import published_table
 from launch.reporting.runs import Run
-from launch.reporting.statistics import SEEDS_TO_CLAIM
 
 
 def document(groups: Sequence[Group], unfinished: Sequence[str], title: str | None = None) -> Document:
@@ -41,10 +41,10 @@ def document(groups: Sequence[Group], unfinished: Sequence[str], title: str | No
     blocks += [Paragraph("Runs whose fingerprints agree saw the same examples.", small=True)]
     blocks += [Heading(2, "Versions, machine and time"), tables.work_table(groups, here)]
     blocks += [Heading(2, "Read with care"), Bullets(tuple(_cautions(groups, unfinished)))]
-    return Document(plain(title or _title(groups, here)), tuple(_apart(blocks)))
+    return Document(plain(title or _title(groups, here)), tuple(_with_names_of_their_own(blocks)))
 
 
-def _apart(blocks: Sequence[Block]) -> Iterator[Block]:
+def _with_names_of_their_own(blocks: Sequence[Block]) -> Iterator[Block]:
     """Yield the blocks, with a number to the name of each picture that another has, on any file system."""
     taken: set[str] = set()
     for block in blocks:
@@ -97,7 +97,7 @@ def _side_by_side(groups: Sequence[Group]) -> Iterator[Block]:
 
 
 def _differs(groups: Sequence[Group], task: str) -> bool:
-    return len({tables.test_print(group.runs[0], task) for group in groups if task in group.first.tasks}) > 1
+    return len({tables.examples_of(group.runs[0], task) for group in groups if task in group.first.tasks}) > 1
 
 
 def _chapter(group: Group, prefix: tuple[str, ...]) -> Iterator[Block]:
@@ -106,6 +106,11 @@ def _chapter(group: Group, prefix: tuple[str, ...]) -> Iterator[Block]:
     yield tables.own_table(group)
     yield Paragraph(_legend(group), small=True)
     yield from pictures.results_pictures(group, prefix)
+    gains = tables.gains_table(group)
+    if gains is not None:
+        yield Heading(3, "What was learned")
+        yield gains
+        yield Paragraph(_gains_legend(group), small=True)
     joint = tables.joint_tables(group)
     if joint:
         yield Heading(3, "One label space for all tasks")
@@ -140,10 +145,20 @@ def _legend(group: Group) -> str:
     if group.seeds > 1:
         words += (
             f" {tables.LEVEL}: cannot be told from the best; the 95 % interval of the difference, paired over "
-            f"{group.seeds} seeds (Student's t), contains zero."
+            "seeds (Student's t), contains zero."
         )
     else:
         words += " One seed: nothing can be said of the spread."
+    return words
+
+
+def _gains_legend(group: Group) -> str:
+    words = (
+        "How far each learned merge is above the merge that it started from, in points; the starts themselves stand in "
+        "results.json."
+    )
+    if group.seeds > 1:
+        words += f" Seed by seed. {tables.LEVEL}: the 95 % interval of the gain contains zero."
     return words
 
 
@@ -189,15 +204,12 @@ def _cautions(groups: Sequence[Group], unfinished: Sequence[str]) -> Iterator[st
 def _cautions_of(group: Group) -> Iterator[str]:
     label = escaped(group.label)
     for kind, words in (
-        ("learned", "has learned from unlabelled data, which the other merges have not"),
-        (
-            "searched",
-            "has settings that were chosen with the labels of validation data, which the other merges did not have",
-        ),
+        ("learned", "learned from unlabelled data, which the other merges have not seen"),
+        ("searched", "with settings chosen by the labels of validation data, which the other merges did not have"),
     ):
         names = [escaped(name) for name in group.merged if group.kind(name) == kind]
         if names:
-            yield f"{label}: {', '.join(names)} {words}."
+            yield f"{label}: {words}: {', '.join(names)}."
     uneven = [escaped(name) for name in group.variants if group.uneven(name)]
     if uneven:
         yield f"{label}: settings of {', '.join(uneven)} differ between the seeds; see Settings."

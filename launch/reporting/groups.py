@@ -6,13 +6,12 @@ from functools import cached_property
 from itertools import pairwise
 
 from callbacks.results import REFERENCES, Results
+from callbacks.statistics import Difference, Spread, paired
 from launch.reporting.runs import Run
 from launch.reporting.settings import without_seed
-from launch.reporting.statistics import Difference, Spread, paired, spread_of
 from mergers.errors import SheetbendError
 
-_SHOWN_PRINT = 12
-_START = "-start"  # what ends the name of the merge that an adaptation begins with
+_SHOWN = 12  # letters of a fingerprint
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,16 @@ class Group:
         """The variants that are one model for all tasks and not the pretrained one."""
         return tuple(name for name in self.variants if name not in REFERENCES)
 
+    @cached_property
+    def starts(self) -> dict[str, str]:
+        """What each learned merge started from; tables and pictures leave these variants out."""
+        return {learned: start for run in self.runs for learned, start in run.starts.items()}
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The variants that are rows of tables: all but what learned merges started from."""
+        return tuple(name for name in self.variants if self.kind(name) != "start")
+
     @property
     def headline(self) -> Measure:
         """What ranks merges: the normalised mean where there is one, else the mean."""
@@ -72,43 +81,47 @@ class Group:
 
     def kind(self, variant: str) -> str:
         """Return where a variant comes from: ``run``, ``searched``, ``learned``, or ``start`` of what is learned."""
-        kind = next((run.origins[variant].kind for run in self.runs if variant in run.origins), "run")
-        return "start" if kind == "learned" and variant.endswith(_START) else kind
+        if variant in self.starts.values():
+            return "start"
+        source = self._with(variant)[0].source(variant)
+        # An adaptation that tells its start apart tests merges that are not learned, too.
+        static = source.kind == "learned" and source.starts and variant not in self.starts
+        return "run" if static or variant in REFERENCES else source.kind
 
     def description(self, variant: str) -> str:
         """Return what a variant is; of one whose settings differ between seeds, each."""
-        each = {run.name: run.results.descriptions.get(variant, "") for run in self.runs if self._has(run, variant)}
-        if len(set(each.values())) == 1:
-            return next(iter(each.values()))
-        return "; ".join(f"{name}: {text}" for name, text in each.items())
+        each = [(run, run.results.descriptions.get(variant, "")) for run in self._with(variant)]
+        if not self.uneven(variant):
+            return each[0][1]
+        return "; ".join(f"{run.name if run.seed is None else f'seed {run.seed}'}: {text}" for run, text in each)
 
     def uneven(self, variant: str) -> bool:
         """Return whether a variant's settings differ between seeds."""
-        return len({run.results.descriptions.get(variant) for run in self.runs if self._has(run, variant)}) > 1
+        return len({run.results.descriptions.get(variant) for run in self._with(variant)}) > 1
 
-    def _has(self, run: Run, variant: str) -> bool:
-        return variant in run.results.variants
+    def _with(self, variant: str) -> list[Run]:
+        return [run for run in self.runs if variant in run.results.variants]
 
-    def numbers(self, measure: Measure, variant: str) -> dict[int, float]:
+    def _numbers(self, measure: Measure, variant: str) -> dict[int, float]:
         """Return the number of each run that has it, by the place of the run."""
         found = ((place, measure.of(run.results, variant)) for place, run in enumerate(self.runs))
         return {place: value for place, value in found if value is not None}
 
     def spread(self, measure: Measure, variant: str) -> Spread | None:
         """Return mean and deviation over seeds."""
-        found = self.numbers(measure, variant)
-        return spread_of(list(found.values())) if found else None
+        found = self._numbers(measure, variant)
+        return Spread(tuple(found.values())) if found else None
 
     def difference(self, measure: Measure, first: str, second: str) -> Difference | None:
         """Return by how much one variant is above another, over the runs that have both."""
-        a, b = self.numbers(measure, first), self.numbers(measure, second)
+        a, b = self._numbers(measure, first), self._numbers(measure, second)
         common = [place for place in a if place in b]
         return paired([a[place] for place in common], [b[place] for place in common]) if common else None
 
     def ranking(self, measure: Measure, kinds: Sequence[str] = ("run", "searched", "learned")) -> list[str]:
         """Return the merges that all runs have, the best first, without starts; equals stay in order."""
-        found = {name: self.numbers(measure, name) for name in self.merged if self.kind(name) in kinds}
-        means = {name: sum(v.values()) / len(v) for name, v in found.items() if len(v) == self.seeds}
+        found = {name: self.spread(measure, name) for name in self.merged if self.kind(name) in kinds}
+        means = {name: spread.mean for name, spread in found.items() if spread and spread.count == self.seeds}
         return sorted(means, key=means.get, reverse=True)
 
     def own_measures(self) -> list[Measure]:
@@ -122,7 +135,7 @@ class Group:
         return [hits(k, task, space) for task in ("all", "mean") for k in ks if self._any(hits(k, task, space))]
 
     def _any(self, measure: Measure) -> bool:
-        return any(self.numbers(measure, name) for name in self.variants)
+        return any(self.spread(measure, name) for name in self.variants)
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
@@ -152,22 +165,22 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 def identity(run: Run) -> tuple:
     """Return what runs share that differ in the seed alone: settings, tasks, metrics, and the examples of the test."""
     results = run.results
-    seen = tuple((task, results.metric(task), test_print(run, task)) for task in results.tasks)
-    part = "" if run.kind == "run" else run.name
+    seen = tuple((task, results.metric(task), examples_of(run, task)) for task in results.tasks)
+    part = "" if run.kind == "run" else without_seed(run.name, run.seed)
     return run.kind, part, results.split, seen, tuple(sorted(run.settings.items()))
 
 
-def test_print(run: Run, task: str) -> str:
-    """Return the fingerprint of the examples that were tested, in short, and their number."""
-    return f"{run.results.count(task) or 0:,} ({(run.print_of(task) or 'unknown')[:_SHOWN_PRINT]})"
+def examples_of(run: Run, task: str) -> str:
+    """Return how many examples were tested, and their fingerprint in short."""
+    return f"{run.results.count(task) or 0:,} ({(run.fingerprint(task) or 'unknown')[:_SHOWN]})"
 
 
 def with_parts(run: Run) -> tuple[Run, list[Run]]:
     """Return a run with the merges of those parts that are comparable, and the other parts."""
-    results, origins, apart = run.results, dict(run.origins), []
+    results, origins, starts, apart = run.results, dict(run.origins), dict(run.starts), []
     for part in run.parts:
         if not comparable(run.results, part.results) or any(
-            run.print_of(task) != part.print_of(task) for task in run.results.tasks
+            run.fingerprint(task) != part.fingerprint(task) for task in run.results.tasks
         ):
             apart.append(part)
             continue
@@ -179,7 +192,8 @@ def with_parts(run: Run) -> tuple[Run, list[Run]]:
             results, scores=(*results.scores, *scores), descriptions={**results.descriptions, **described}
         )
         origins |= dict.fromkeys(new.values(), part)
-    return replace(run, results=results, origins=origins, parts=()), apart
+        starts |= {new[learned]: new[start] for learned, start in part.starts.items() if {learned, start} <= set(new)}
+    return replace(run, results=results, origins=origins, starts=starts, parts=()), apart
 
 
 def _name_beside(results: Results, part: Run, name: str) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from callbacks import plots
 from callbacks.adaptation_plots import COEFFICIENTS_PICTURE, KEPT_PICTURE
 from callbacks.curves import Curves
+from callbacks.heatmap import each_task
 from launch.reporting.document import Picture, plain
 from launch.reporting.groups import Group
 from launch.reporting.runs import Run
@@ -28,13 +29,13 @@ def file_name(*texts: str) -> str:
 
 def results_pictures(group: Group, prefix: tuple[str, ...]) -> list[Picture]:
     """Return bars per task and normalised means, with whiskers over seeds."""
-    runs = [run.results for run in group.runs]
+    runs = [run.results.without(group.starts.values()) for run in group.runs]
     over = "" if len(runs) == 1 else f"; bars are means of {len(runs)} seeds, whiskers their standard deviation"
     about = f"{plain(group.label)}: {group.first.measure}"
     best = group.ranking(group.headline)
     told = f" The best merge on average is {plain(best[0])}; the table has the numbers." if best else ""
     caption = f"{about} of every variant on every task{over}"
-    found = [Picture(file_name(*prefix, "bars"), caption, f"{caption}.{told}", plots.png(plots.bars(*runs)))]
+    found = [Picture(file_name(*prefix, "bars"), caption, f"{caption}.{told}", plots.png(each_task(*runs)))]
     if any(all(run.mean_normalised(name) is not None for run in runs) for name in runs[0].variants):
         caption = f"{about} as a share of finetuned, mean over tasks{over}"
         drawn = plots.png(plots.normalised(*runs))
@@ -47,11 +48,11 @@ def curves_pictures(group: Group, prefix: tuple[str, ...]) -> list[Picture]:
     found = []
     histories = [run.history for run in group.runs if len(run.history.steps) > 1]
     if histories:
-        adapts = group.first.adapts or group.runs[0].kind == "learned"
+        adapts = group.runs[0].kind == "learned"
         found.append(_curves(group, histories, adapts, "curves", prefix, "adaptation" if adapts else "training"))
-    for name in dict.fromkeys(n for run in group.runs for n, part in run.origins.items() if part.kind == "learned"):
+    for name in dict.fromkeys(name for run in group.runs for name in run.origins if group.kind(name) == "learned"):
         parts = [run.origins[name] for run in group.runs if name in run.origins]
-        if name.endswith("-start") or not all(len(part.history.steps) > 1 for part in parts):
+        if not all(len(part.history.steps) > 1 for part in parts):
             continue
         own = [part.history for part in parts]
         found.append(_curves(group, own, True, f"curves_{name}", prefix, f"the adaptation {plain(name)}"))

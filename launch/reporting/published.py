@@ -72,10 +72,8 @@ def _rows(group: Group, row: Mapping[str, Any], variant: str, paper: str) -> Ite
         found = group.spread(measure, variant)
         if found is None:
             continue
-        deviation = "" if found.deviation is None else f" ± {100 * found.deviation:.1f}"
         mark = SECOND_HAND if row.get("second_hand") else ""
-        measured = Cell(f"{100 * found.mean:.1f}{deviation}")
-        yield [*words(variant, heading, paper), measured, Cell(f"{value:g}", mark=mark)]
+        yield [*words(variant, heading, paper), Cell(f"{found}"), Cell(f"{value:g}", mark=mark)]
 
 
 def _numbers(row: Mapping[str, Any]) -> Iterator[tuple[Measure, str, float]]:
@@ -163,8 +161,7 @@ def _step(step: str | Mapping[str, Any]) -> Any:
 
 
 def _same_adaptation(run: Run, variant: str, expected: Mapping[str, Any]) -> bool:
-    part = run.origins.get(variant)
-    given = (part.config if part is not None else {}).get("adaptation")
+    given = run.source(variant).config.get("adaptation")
     if not isinstance(given, Mapping):
         return False
     known = {field.name for field in fields(Adaptation)}

@@ -14,6 +14,8 @@ from launch.reporting.settings import flat, without_seed
 from mergers.errors import SheetbendError
 
 RESULTS = "results.json"
+# What every search leaves beside its results.
+CANDIDATES = "candidates.json"
 # Folders of further results in that of a run, and what merges in them are.
 PARTS = {"searches": "searched", "adaptations": "learned"}
 _MOST_BYTES = 200_000_000
@@ -29,9 +31,10 @@ class Run:
         config: what was set; empty where that is not known.
         history: the validations over training, or over an adaptation.
         parts: results of searches and adaptations in this run's folder.
-        kind: ``run``, or for a part what its merges are: ``searched`` or ``learned``.
-        origins: the part that each variant comes from which is not the run's own.
+        kind: what its merges are: ``run``, or of a search or an adaptation ``searched`` or ``learned``.
         unread: parts that have no results yet.
+        origins: the part that each variant comes from which is not the run's own.
+        starts: what each learned merge started from; both are variants.
     """
 
     folder: Path
@@ -42,6 +45,7 @@ class Run:
     kind: str = "run"
     unread: tuple[str, ...] = ()
     origins: dict[str, "Run"] = field(default_factory=dict)
+    starts: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -56,12 +60,17 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """What decides about the results, but for the seed; of each merge, what it is."""
-        own = {name: text for name, text in self.results.descriptions.items() if name not in self.origins}
+        """What decides about the results, but for the seed; of each merge that was not searched, what it is."""
+        given = self.results.descriptions.items() if self.kind != "searched" else ()
+        own = {name: text for name, text in given if name not in self.origins}
         merges = {f"merge {name}": without_seed(text, self.seed) for name, text in own.items()}
         return flat(self.config, self.seed, adaptation=self.kind == "learned") | merges
 
-    def print_of(self, task: str, split: str | None = None) -> str | None:
+    def source(self, variant: str) -> "Run":
+        """Return the part that a variant comes from, or this run."""
+        return self.origins.get(variant, self)
+
+    def fingerprint(self, task: str, split: str | None = None) -> str | None:
         """Return the fingerprint of a task's split, of the one that was measured by default."""
         prints = self.results.meta.get("splits") or {}
         return (prints.get(task) or {}).get(split or self.results.split)
@@ -138,21 +147,26 @@ def read_run(folder: Path) -> Run:
     unread = tuple(f"{one.parent.name}/{one.name}" for _, one in _part_folders(folder, tested=False))
     if not (folder / RESULTS).is_file():
         first, *others = parts
-        return Run(first.folder, first.results, first.config, first.history, tuple(others), first.kind, unread)
-    own = _read(folder, "run")
+        return replace(first, parts=tuple(others), unread=unread)
+    own = _read(folder)
     # A search leaves no configuration of its own; its merges apart, that of the run is its.
     known = tuple(part if part.config else replace(part, config=own.config) for part in parts)
     return replace(own, parts=known, unread=unread)
 
 
-def _read(folder: Path, kind: str) -> Run:
+def _read(folder: Path, kind: str | None = None) -> Run:
+    """Return the run of a folder without its parts; of a folder that is given by itself, it says which kind it is."""
     path = folder / RESULTS
     results = Results.from_json(_text(path), str(path))
     if not results.scores:
         raise SheetbendError(f"{path} holds no scores; run the test again to write it")
     history = folder / "history.csv"
     curves = Curves.from_csv(_text(history), str(history)) if history.is_file() else Curves()
-    return Run(folder, results, _config(folder), curves, kind=kind)
+    if kind is None:
+        learned = results.adapts or results.starts
+        kind = "searched" if (folder / CANDIDATES).is_file() else "learned" if learned else "run"
+    starts = results.starts if kind == "learned" else {}
+    return Run(folder, results, _config(folder), curves, kind=kind, starts=starts)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from callbacks.machine import machine_words
 from callbacks.report import standard_error
 from callbacks.results import BY_NAME, REFERENCES, counted
 from callbacks.results_table import METRIC_WORDS
+from callbacks.statistics import Spread
 from launch.commands.screen import duration
 from launch.reporting.document import Cell, Table, plain, table, words
-from launch.reporting.groups import Group, Measure, test_print
+from launch.reporting.groups import Group, Measure, examples_of
 from launch.reporting.runs import Run
 
 LEVEL = "≈"
@@ -17,7 +18,6 @@ KINDS = {
     "run": "",
     "searched": "settings chosen on validation data",
     "learned": "learned on unlabelled data",
-    "start": "",
 }
 _MOST_SETTINGS = 40
 
@@ -43,7 +43,7 @@ def _caption(group: Group, what: str) -> str:
 def numbers_table(group: Group, measures: Sequence[Measure], caption: str, oracle: bool = False) -> Table:
     """Return a row a variant and a column a measure; the best merge is bold, and what cannot be told from it marked."""
     columns = [column(group, measure) for measure in measures]
-    shown = [name for name in group.variants if any(cells[name].text != "-" for cells in columns)]
+    shown = [name for name in group.shown if any(cells[name].text != "-" for cells in columns)]
     rows = [
         [Cell(plain(name) + ("\u00a0*" if oracle and name == "finetuned" else "")), *(cells[name] for cells in columns)]
         for name in shown
@@ -57,23 +57,39 @@ def numbers_table(group: Group, measures: Sequence[Measure], caption: str, oracl
 def column(group: Group, measure: Measure) -> dict[str, Cell]:
     """Return a cell a variant."""
     spreads = {name: group.spread(measure, name) for name in group.variants}
-    means = {name: "-" if one is None else f"{100 * one.mean:.1f}" for name, one in spreads.items()}
+    means = {name: "-" if one is None else f"{100 * one.mean:z.1f}" for name, one in spreads.items()}
     order = group.ranking(measure)
     best = order[0] if order else None
     cells = {}
     for name, one in spreads.items():
         bold = best is not None and name in order and means[name] == means[best]
-        text = means[name] + (f" ± {100 * one.deviation:.1f}" if one and one.deviation is not None else "")
-        text += f" (of {counted(one.count, 'seed')})" if one and one.count < group.seeds else ""
         difference = None if bold or best is None or name not in order else group.difference(measure, best, name)
         level = difference is not None and difference.apart is False
-        cells[name] = Cell(text, bold, mark=LEVEL if level else "")
+        cells[name] = Cell(_text(group, one), bold, mark=LEVEL if level else "")
     return cells
+
+
+def _text(group: Group, spread: Spread | None, sign: str = "") -> str:
+    """Return a mean and its deviation in %, and of how many seeds it is, where some lack it."""
+    if spread is None:
+        return "-"
+    return f"{spread:{sign}}" + (f" (of {counted(spread.count, 'seed')})" if spread.count < group.seeds else "")
+
+
+def gains_table(group: Group) -> Table | None:
+    """Return how far each learned merge is above its start on each task and on average; none where none is learned."""
+    measures, rows = group.own_measures(), []
+    for learned, start in group.starts.items():
+        gains = [group.difference(measure, learned, start) for measure in measures]
+        cells = (Cell(_text(group, one, "+"), mark=LEVEL if one and one.apart is False else "") for one in gains)
+        rows.append([Cell(plain(learned)), *cells])
+    caption = f"{group.label}: gain of learned merges over their starts, in points"
+    return table(caption, ["merge", *(plain(measure.heading) for measure in measures)], rows) if rows else None
 
 
 def beside(groups: Sequence[Group], measure: Measure) -> Table:
     """Return one measure of every variant, a column a group."""
-    names = list(dict.fromkeys(name for group in groups for name in group.variants))
+    names = list(dict.fromkeys(name for group in groups for name in group.shown))
     columns = [column(group, measure) for group in groups]
     rows = [[Cell(plain(name)), *(cells.get(name, Cell("-")) for cells in columns)] for name in names]
     caption = f"{measure.heading} in %, a column a group of runs; bold: the best merge of each"
@@ -121,16 +137,17 @@ def _facts(run: Run) -> dict[str, str]:
     facts = {"folder of the results": run.name} if run.kind != "run" else {}
     facts |= {"tasks": ", ".join(results.tasks), "split": results.split}
     facts |= {f"{task}: metric": results.metric(task) or "" for task in results.tasks}
-    facts |= {f"{task}: examples (fingerprint)": test_print(run, task) for task in results.tasks}
+    facts |= {f"{task}: examples (fingerprint)": examples_of(run, task) for task in results.tasks}
     return facts | run.settings
 
 
 def settings_table(group: Group) -> Table:
     """Return what each variant is."""
     rows = []
-    for name in group.variants:
+    for name in group.shown:
         what, kind = group.description(name), KINDS[group.kind(name)]
-        rows.append(words(name, f"{what} ({kind})" if kind else what))
+        start = f"; started as {group.description(group.starts[name])}" if name in group.starts else ""
+        rows.append(words(name, f"{what} ({kind}{start})" if kind else what))
     return table(f"{group.label}: what each variant is", ["variant", "what it is"], rows, left=2)
 
 
@@ -138,7 +155,9 @@ def data_table(group: Group) -> Table:
     """Return the examples of each task, with the fingerprints of their splits."""
     variant = "finetuned" if "finetuned" in group.first.variants else group.first.variants[0]
     splits = [
-        name for name in ("train", "val", "test") if any(r.print_of(t, name) for r in group.runs for t in _tasks(r))
+        name
+        for name in ("train", "val", "test")
+        if any(run.fingerprint(task, name) for run in group.runs for task in run.results.tasks)
     ]
     rows = []
     for task in group.first.tasks:
@@ -146,7 +165,7 @@ def data_table(group: Group) -> Table:
         error = standard_error(group.first.score(variant, task, metric)) if metric == "accuracy" else None
         row = [*words(task, METRIC_WORDS.get(metric, metric))]
         for split in splits:
-            prints = {run.print_of(task, split) for run in group.runs}
+            prints = {run.fingerprint(task, split) for run in group.runs}
             text = (plain(next(iter(prints)) or "-"))[:12] if len(prints) == 1 else "differs by seed"
             row.append(Cell(text, code=len(prints) == 1))
         row.append(Cell(f"{group.first.count(task) or 0:,}"))
@@ -154,10 +173,6 @@ def data_table(group: Group) -> Table:
     header = ["task", "metric", *(f"{split} fingerprint" for split in splits)]
     numbers = [f"{group.first.split} examples", f"standard error of {variant}"]
     return table(f"{group.label}: the data", [*header, *numbers], rows, left=len(header))
-
-
-def _tasks(run: Run) -> tuple[str, ...]:
-    return run.results.tasks
 
 
 def work_table(groups: Sequence[Group], here: Path) -> Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from callbacks.results import Results, csv_text
-from launch.searching.settings import Values, text_of
+from launch.searching.settings import Values, readable
 from lightning_modules import Score
 from mergers import SheetbendError
 from mergers.files import atomic_write
@@ -122,9 +122,29 @@ class Records:
         _write(self.folder / FILE, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
 
     def score(self, candidate: Candidate, metric: str) -> float:
-        """Return the number that decides, minus infinity of a merge that failed."""
-        failed = self.records[candidate.key].failed
-        return -math.inf if failed else score_of(self.results(candidate), candidate.merge, metric)
+        """Return the number that decides, minus infinity of a merge that failed.
+
+        Raises:
+            SheetbendError: what was measured does not say it.
+        """
+        if self.records[candidate.key].failed:
+            return -math.inf
+        value = self.value(candidate, metric)
+        if value is None:
+            raise SheetbendError(
+                f"search.metric {metric} cannot be computed; finetuned is not above 0 on some task, give another"
+            )
+        return value
+
+    def value(self, candidate: Candidate, metric: str) -> float | None:
+        """Return what a candidate reaches by a metric of `launch.searching.settings.Search`, where that is known."""
+        results = self.results(candidate)
+        if metric == "normalised":
+            return results.mean_normalised(candidate.merge)
+        if metric == "mean":
+            return results.mean_value(candidate.merge)
+        space, _, k = metric.partition("_hits@")
+        return results.joint(candidate.merge, int(k), "all", space)
 
     def failure(self, candidate: Candidate) -> str:
         """Return why a candidate could not be merged, nothing if it could."""
@@ -141,36 +161,17 @@ class Records:
         rows = []
         for number, record in enumerate(self.records.values(), 1):
             candidate, results = record.candidate, self.results(record.candidate)
-            values = [_plain(candidate.values.get(name)) for name in settings]
-            scores = [None if record.failed else score_of(results, candidate.merge, metric) for metric in metrics]
-            own = [None if record.failed else results.value(candidate.merge, task) for task in tasks]
-            rows.append(
-                (number, candidate.merge, *values, *scores, *own, record.seconds, candidate.what, record.failed)
-            )
+            values = readable(candidate.values)
+            given = [values.get(name) for name in settings]
+            scores = [self.value(candidate, metric) for metric in metrics]
+            own = [results.value(candidate.merge, task) for task in tasks]
+            rows.append((number, candidate.merge, *given, *scores, *own, record.seconds, candidate.what, record.failed))
         header = ("candidate", "merge", *settings, *metrics, *tasks, "seconds", "what", "failed")
         _write(self.folder / TABLE, csv_text(header, rows))
 
 
-def score_of(results: Results, variant: str, metric: str) -> float:
-    """Return the number that decides: see `launch.searching.settings.Search.metric`."""
-    if metric == "normalised":
-        value = results.mean_normalised(variant)
-    elif metric == "mean":
-        value = results.mean_value(variant)
-    else:
-        space, _, k = metric.partition("_hits@")
-        value = results.joint(variant, int(k), "all", space)
-    if value is None:
-        raise SheetbendError(f"search.metric {metric} cannot be computed; finetuned is not above 0 on some task")
-    return value
-
-
 def _scores(content: list[dict[str, Any]]) -> tuple[Score, ...]:
     return tuple(Score(**one) for one in content)
-
-
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, int | float | str) else text_of(value)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
@@ -16,10 +15,10 @@ from callbacks.event_files import write_candidates
 from callbacks.plots import png
 from callbacks.results import counted
 from callbacks.search_plots import search_plot
-from launch.commands.merge import settings_of
-from launch.commands.screen import size
-from launch.searching.records import TABLE, Candidate, Record, Records, score_of
-from launch.searching.settings import WHOLE, Range, Search, Space, Values, changed, text_of
+from launch.commands.merge import settings_of as plain_settings
+from launch.commands.screen import say, size
+from launch.searching.records import TABLE, Candidate, Record, Records
+from launch.searching.settings import WHOLE, Range, Search, Space, Values, changed, readable, text_of
 from launch.searching.strategies import Strategy, strategy_of
 from launch.searching.sweep import MOST, Sweeper
 from lightning_modules import LoRATasks
@@ -73,7 +72,7 @@ class Run:
             self.records.add([], self.sweeper.references())
         while batch := self.next_batch():
             candidates = {candidate.key: candidate for _, candidate, _ in batch}
-            measured = self.sweeper.measure(list(candidates.values()), self.merger_of)
+            measured = self.sweeper.sweep(list(candidates.values()), self.merger_of)
             self.records.add(measured)
             self.records.write_table(self.metrics)
             for strategy, candidate, values in batch:
@@ -162,10 +161,12 @@ class Run:
 
     def progress(self) -> str:
         """Say how far the search is."""
-        measured = list(self.records.records.values())
-        best = max((record.candidate for record in measured), key=self.score)
+        measured = counted(len(self.records.records), "candidate")
+        best = max((record.candidate for record in self.records.records.values()), key=self.score)
+        if self.score(best) == -math.inf:
+            return f"{measured} measured, none of which could be merged"
         return (
-            f"{counted(len(measured), 'candidate')} measured, best {self.search.metric} "
+            f"{measured} measured, best {self.search.metric} "
             f"{100 * self.score(best):.2f}: {best.merge} {shown(best.values)}"
         )
 
@@ -217,11 +218,6 @@ def shown(values: Values) -> str:
     return " ".join(f"{name}={text_of(value)}" for name, value in values.items())
 
 
-def readable(values: Values) -> Values:
-    """Return values with words for all that is no number."""
-    return {name: value if isinstance(value, int | float) else text_of(value) for name, value in values.items()}
-
-
 def metrics_of(model: LoRATasks) -> list[str]:
     """Return what validation will record that may decide."""
     spaces = getattr(model.evaluator, "joint", {})
@@ -265,14 +261,13 @@ def finish(run: Run, folder: Path) -> dict[str, Merger]:
     """Show and write what was found; return the best merges."""
     best = run.best()
     mergers = {name: run.merger_of(candidate) for name, candidate in best.items()}
-    show(table_of(run, best))
+    Console().print(table_of(run, best))
     _write_all(run, mergers, folder)
     say(f"{folder}: {TABLE}, {BEST} (a configuration of these merges), plots/search_*.png")
     say(f"every candidate: tensorboard --logdir {folder / EVENTS}")
     return mergers
 
 
-@rank_zero_only
 def _write_all(run: Run, mergers: Mapping[str, Merger], folder: Path) -> None:
     write_best(folder / BEST, mergers)
     images = {}
@@ -284,12 +279,10 @@ def _write_all(run: Run, mergers: Mapping[str, Merger], folder: Path) -> None:
             with atomic_write(folder / "plots" / f"search_{name}.png") as temporary:
                 temporary.write_bytes(images[name])
     rows = []
-    for record in run.records.records.values():
-        if not record.failed:
-            one, results = record.candidate, run.records.results(record.candidate)
-            rows.append(
-                (one.merge, readable(one.values), {name: score_of(results, one.merge, name) for name in run.metrics})
-            )
+    for one in (record.candidate for record in run.records.records.values() if not record.failed):
+        scores = {name: run.records.value(one, name) for name in run.metrics}
+        known = {name: score for name, score in scores.items() if score is not None}
+        rows.append((one.merge, readable(one.values), known))
     write_candidates(folder / EVENTS, rows, images)
 
 
@@ -322,16 +315,4 @@ def configuration(merger: Merger) -> dict[str, Any]:
     >>> configuration(Merger("knots", Ties(density=0.3), coefficients=0.6))["method"]["init_args"]["density"]
     0.3
     """
-    return {**settings_of(merger), "coefficients": merger.coefficients}
-
-
-@rank_zero_only
-def say(text: str) -> None:
-    """Print a line on the first process."""
-    print(text, flush=True)
-
-
-@rank_zero_only
-def show(table: Table) -> None:
-    """Print a table on the first process."""
-    Console().print(table)
+    return {**plain_settings(merger), "coefficients": merger.coefficients}

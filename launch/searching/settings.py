@@ -13,7 +13,7 @@ from mergers import Merger, SheetbendError
 from mergers.errors import did_you_mean
 from mergers.fields import find_setting, settings_of, with_setting
 
-Method = Literal["grid", "one_at_a_time", "optuna"]
+StrategyName = Literal["grid", "one_at_a_time", "optuna"]
 
 # One value for each setting that is searched, by its dotted name.
 Values = dict[str, Any]
@@ -87,7 +87,7 @@ class Search:
 
     over: Mapping[str, Any] = field(default_factory=dict)
     of: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    strategy: Method = "one_at_a_time"
+    strategy: StrategyName = "one_at_a_time"
     metric: str = "normalised"
     trials: int = 30
     storage: str | None = None
@@ -95,8 +95,8 @@ class Search:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.strategy not in get_args(Method):
-            raise SheetbendError(f"search.strategy is {self.strategy!r}; known: {', '.join(get_args(Method))}")
+        if self.strategy not in get_args(StrategyName):
+            raise SheetbendError(f"search.strategy is {self.strategy!r}; known: {', '.join(get_args(StrategyName))}")
         for field_ in ("trials", "at_once"):
             if getattr(self, field_) is not None:
                 check_number(f"search.{field_}", getattr(self, field_), least=1)
@@ -233,6 +233,15 @@ def text_of(value: Any) -> str:
         return f"{value:g}" if isinstance(value, float) else str(value)
     given = ", ".join(f"{name}={text_of(one)}" for name, one in (value.get("init_args") or {}).items())
     return str(value["class_path"]).rpartition(".")[2] + (f"({given})" if given else "")
+
+
+def readable(values: Values) -> Values:
+    """Return values with words for all that is no number.
+
+    >>> readable({"coefficients": 0.3, "finish": None})
+    {'coefficients': 0.3, 'finish': 'None'}
+    """
+    return {name: value if isinstance(value, int | float) else text_of(value) for name, value in values.items()}
 
 
 def start_of(merger: Merger, space: Space) -> Values:

@@ -9,9 +9,11 @@ from mergers.updates import DenseUpdate, LowRankUpdate, Update
 
 @dataclass(frozen=True)
 class Truncate(Finish):
-    """The best approximation of a rank: the largest singular values of the merged update, the others zero.
+    """The largest singular values of the merged update, the others zero: the best approximation of a rank.
 
-    The same as saving the merge with ``rank=``, but for its place among the settings of a merge.
+    Exact for low-rank updates; dense ones are projected on leading directions that are found by iteration (see
+    `mergers.functional.linalg.truncated_svd`). As saving the merge with ``rank=``, but a setting of the merge; a dense
+    update stays dense, so that an adapter of it still has to be saved with that rank.
 
     Attributes:
         rank: How many singular values are kept.

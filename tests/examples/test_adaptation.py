@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import warnings
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from examples.adaptation.plan import (
     starts,
     static_coefficients,
 )
+from launch.cli import quiet_libraries
 from launch.lightning_cli import ConfigurationOnly
 from lightning_modules import ImageClassifier, Score
 from lightning_modules.scores import headline_scores
@@ -291,6 +293,15 @@ def test_entropy_and_accuracy_are_shown_task_by_task():
     assert lines[-1].endswith("| +1.00 |") and answers.order(found, "hue") < 0
     assert answers.tidy_csv({"lora": found}).splitlines()[1] == "lora,0,pretrained,hue,3,0.2,1.0,0.5"
     answers.picture(found, starts)
+
+
+def test_libraries_deprecations_stay_off_the_screen_of_scripts():
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        quiet_libraries()
+        warnings.warn("`is_gradient_checkpointing` is deprecated", FutureWarning, stacklevel=1)
+        warnings.warn("this one matters", UserWarning, stacklevel=1)
+    assert [str(one.message) for one in seen] == ["this one matters"]
 
 
 def test_what_is_explained_is_what_was_compared(chosen, tmp_path, capsys):

@@ -19,8 +19,8 @@ from launch.analysing import cka, interference, rank, sides
 from launch.analysing.cka import KNOTS, LORA, WHOLE
 from launch.analysing.run import Run
 from launch.analysing.settings import Analysis
-from launch.analysing.sweep import Sweeps
 from launch.cli import main
+from launch.sweeps import Sweeps
 from lightning_modules import Score
 from mergers import KnOTS, Merger, SheetbendError, Ties, save_adapter
 from tests.launch.merging import tree

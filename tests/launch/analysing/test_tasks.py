@@ -1,6 +1,5 @@
 """Accuracy against the number of merged tasks: which subsets, what is measured of them, and how it is summed up."""
 
-import doctest
 import itertools
 
 import pytest
@@ -9,11 +8,9 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.label_space import joint_labels
-from launch.analysing import intervals
-from launch.analysing.intervals import mean_and_interval, student_t_quantile
-from launch.analysing.sweep import Sweeps
 from launch.analysing.tasks import cut, subsets
 from launch.cli import main
+from launch.sweeps import Sweeps
 from mergers import Merger
 from tests.launch.merging import tree
 from tests.stand_ins import TASKS as STAND_INS
@@ -60,7 +57,7 @@ def test_every_subset_is_measured_as_a_test_of_its_tasks_alone_measures_it(run, 
 def test_as_many_sweeps_as_memory_asks_for_give_the_same(run, capsys, monkeypatch):
     main(run[1]("tasks"))
     whole = (run[0] / "analyses" / "tasks" / "tasks.csv").read_bytes()
-    monkeypatch.setattr(Sweeps, "room", lambda sweeps: 3)
+    monkeypatch.setattr(Sweeps, "room", lambda sweeps, bytes_each: 3)
     main(run[1]("tasks"))
     assert "in 4 sweeps" in capsys.readouterr().out
     assert (run[0] / "analyses" / "tasks" / "tasks.csv").read_bytes() == whole
@@ -99,12 +96,3 @@ def test_labels_of_other_tasks_do_not_compete():
     assert space.among(logits, ["hue"])[:, :3].equal(logits[:, :3])
     assert space.among(logits, ["hue"])[:, 3:].isinf().all()
     assert space.among(logits, ["shade", "tint"]).equal(logits)  # tint has the labels of hue
-
-
-def test_intervals_are_those_of_students_t():
-    published = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 9: 2.2622, 19: 2.0930, 30: 2.0423, 120: 1.9799}
-    for freedom, quantile in published.items():
-        assert student_t_quantile(0.975, freedom) == pytest.approx(quantile, abs=5e-5)
-    assert student_t_quantile(0.995, 6) == pytest.approx(3.7074, abs=5e-5)
-    assert mean_and_interval([0.5]) == (0.5, None) and mean_and_interval([0.5, 0.5]) == (0.5, 0.0)
-    assert doctest.testmod(intervals).failed == 0

@@ -21,6 +21,7 @@ def only(folder):
         ((0.1, -0.05, 0.09), "too close to tell (95 % interval"),
         ((0.1, 0.11), "no claim (95 % interval"),
         ((0.1, 0.3), "too close to tell (95 % interval"),
+        ((0.1, 0.1, 0.1), "12.5 points above ties with each of 3 seeds alike, which does not tell which is better"),
         ((0.1,), "12.5 points above ties; one seed cannot tell which is better"),
     ],
 )
@@ -30,6 +31,13 @@ def test_a_win_needs_three_seeds_and_an_interval_above_zero(tmp_path, gaps, expe
     assert "**knots-ties**" in text and expected in text
     assert ("It wins" in text) is ("It wins" in expected)
     assert ("3 are needed to claim a win" in text) is (len(gaps) == 2)
+
+
+def test_a_merge_beyond_the_second_that_is_level_with_the_best_is_named(tmp_path):
+    gaps = [(0.010, 0.2), (0.011, -0.1), (0.009, 0.1)]
+    write_seeds(tmp_path, [LEVELS | {"ties": 0.7 - near, "noisy": 0.7 - far} for near, far in gaps])
+    (line, *_) = brief(only(tmp_path))
+    assert "It wins over ties" in line and "1 merge in all cannot be told from it: noisy." in line
 
 
 def test_what_is_measured_beside_merges_is_told(tmp_path):
@@ -45,7 +53,7 @@ def test_a_learned_merge_is_told_from_those_that_learn_nothing(tmp_path):
     write(tmp_path / "adaptations" / "adarank-ta", learned, make_config())
     lines = brief(only(tmp_path))
     assert lines[0].startswith("Best merge: **adarank-ta**")
-    assert lines[1].startswith("Of the merges that learn nothing from data: best merge: **knots-ties**")
+    assert lines[1].startswith("Of the merges that are not learned: best merge: **knots-ties**")
 
 
 def test_knots_ties_is_named_though_it_is_neither_first_nor_second(tmp_path):

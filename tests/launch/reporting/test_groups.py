@@ -4,7 +4,6 @@ import pytest
 
 from launch.reporting.groups import MEAN, NORMALISED, grouped
 from launch.reporting.runs import read_runs
-from launch.reporting.statistics import paired, t95
 from mergers.errors import SheetbendError
 from tests.launch.reporting.fabricated import LEVELS, around, make_config, make_results, write, write_seeds
 
@@ -90,24 +89,28 @@ def test_parts_of_other_adapters_or_examples_stand_apart(tmp_path):
     assert groups[0].merged == ("ties", "knots-ties") and groups[0].spread(MEAN, "ties").mean == pytest.approx(0.6)
 
 
+def test_searches_of_several_seeds_are_one_group_whatever_they_found(tmp_path):
+    folders = [tmp_path / f"seed-{seed}" / "searches" / "grid" for seed in (0, 1)]
+    for seed, folder in enumerate(folders):
+        write(folder, make_results(seed=seed, described={"ties": f"Ties(density=0.{seed + 2}), in Full space"}))
+        (folder / "candidates.json").write_text("{}")
+    (group,) = groups_of(*folders)
+    assert group.seeds == 2 and (group.kind("ties"), group.kind("finetuned")) == ("searched", "run")
+    each = "seed 0: Ties(density=0.2), in Full space; seed 1: Ties(density=0.3), in Full space"
+    assert group.uneven("ties") and group.description("ties") == each
+
+
+def test_adaptations_given_by_themselves_know_what_was_learned(tmp_path):
+    for seed in (0, 1):
+        learned = make_results(LEVELS | {"mine-start": 0.9, "mine": 0.75}, seed)
+        write(tmp_path / f"seed-{seed}" / "adaptations" / "mine", learned, make_config(seed))
+    (group,) = groups_of(*tmp_path.glob("seed-*/adaptations/mine"))
+    assert [group.kind(name) for name in group.merged] == ["run", "run", "start", "learned"]
+    assert group.starts == {"mine": "mine-start"} and "mine-start" not in group.shown
+    assert group.ranking(MEAN) == ["mine", "knots-ties", "ties"]
+
+
 def test_a_folder_with_searches_alone_is_a_run(tmp_path):
     write(tmp_path / "searches" / "grid", make_results())
     (group,) = groups_of(tmp_path)
     assert group.label == "grid" and group.merged == ("ties", "knots-ties")
-
-
-def test_a_difference_is_paired_over_seeds():
-    # Differences 1, 2, 3: mean 2, standard error 1 / sqrt(3), times t(2) = 4.303.
-    found = paired([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
-    assert (found.mean, found.half) == (pytest.approx(2.0), pytest.approx(4.303 / 3**0.5))
-    assert found.apart is False and not found.wins
-    assert paired([1.0, 1.1, 1.2], [0.5, 0.61, 0.69]).wins
-    assert not paired([0.5, 0.61, 0.69], [1.0, 1.1, 1.2]).wins  # apart, but below
-    two = paired([1.0, 1.1], [0.5, 0.6])
-    assert two.apart and not two.wins  # two seeds claim nothing
-    assert paired([1.0], [0.5]).apart is None
-
-
-@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (30, 2.042), (31, 2.0395), (120, 1.9799)])
-def test_students_t(freedom, expected):
-    assert t95(freedom) == pytest.approx(expected, abs=2e-4)

@@ -151,7 +151,10 @@ def test_pictures_of_parts_are_taken_in(tmp_path):
         "adarank-ta_kept_rank.png",
     }
     assert (tmp_path / "out" / "plots" / "adarank-ta_kept_rank.png").read_bytes() == PNG
-    assert "over the adaptation adarank-ta" in files[0].read_text()
+    text = files[0].read_text()
+    assert "over the adaptation adarank-ta" in text and "Its gain over its own start: +18.8 points" in text
+    assert "| adarank-ta | +15.0 | +15.0 | +15.0 | +18.8 |" in text and "| adarank-ta-start |" not in text
+    assert "(learned on unlabelled data; started as what adarank-ta-start is)" in text
 
 
 def test_what_has_not_been_tested_is_named(seeds):

@@ -2,12 +2,9 @@
 
 import csv
 import json
-import math
 import shutil
-from types import SimpleNamespace
 
 import pytest
-import torch
 import yaml
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,14 +15,13 @@ from tensorboard.plugins.hparams import api_pb2, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
 from launch.cli import main
-from launch.searching.records import alone
+from launch.searching.records import Candidate, Record, Records, alone
 from launch.searching.sweep import Sweeper
-from lightning_modules import LoRATasks
-from mergers import Full, KnOTS, Merger, SheetbendError, load_adapter
+from lightning_modules import LoRATasks, Score
+from mergers import KnOTS, Merger, SheetbendError, load_adapter
 from tests.launch.merging import tree
 from tests.launch.test_adapt import write_run
 from tests.launch.test_cli import refused
-from tests.mergers.builders import random_adapters
 
 SEARCH = {"over": {"coefficients": [0.5, 1.0], "density": [0.2, 0.6]}, "strategy": "grid"}
 
@@ -42,13 +38,13 @@ def run(tiny_clip, tmp_path):
 @pytest.fixture
 def measured(monkeypatch):
     """How many candidates each sweep has had."""
-    sizes, whole = [], Sweeper.measure
+    sizes, whole = [], Sweeper.sweep
 
     def counted(sweeper, candidates, merger_of):
         sizes.append(len(candidates))
         return whole(sweeper, candidates, merger_of)
 
-    monkeypatch.setattr(Sweeper, "measure", counted)
+    monkeypatch.setattr(Sweeper, "sweep", counted)
     return sizes
 
 
@@ -275,23 +271,14 @@ def test_a_run_folder_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
     assert "file" in line
 
 
-def test_room_is_counted_for_the_weights_that_a_merge_takes():
-    adapters = random_adapters(3, ranks=2)
-    dense = sum(one.shape[0] * one.shape[1] for one in adapters[0].values())
-
-    def sweeper(branches):
-        base = SimpleNamespace(parameters=lambda: iter([torch.zeros(1, dtype=torch.bfloat16)]))
-        model = SimpleNamespace(
-            adapters=lambda: adapters,
-            merges_as_branches=branches,
-            model=SimpleNamespace(get_base_model=lambda: base),
-        )
-        trainer = SimpleNamespace(callbacks=[], strategy=SimpleNamespace(root_device=torch.device("cpu")))
-        return Sweeper(trainer, model, None)
-
-    shapes = [one.shape for one in adapters[0].values()]
-    factored = sum(min(math.prod(shape), min(6, *shape) * sum(shape)) for shape in shapes)
-    assert sweeper(False).bytes_of(Merger(Full(), "mean")) == 2 * dense
-    assert sweeper(True).bytes_of(Merger(Full(), "mean")) == 2 * factored
-    assert sweeper(True).bytes_of(Merger(Full(), "ties")) == 2 * dense
-    assert sweeper(False).room(10**15) == 1 < sweeper(False).room(10**6)
+def test_what_cannot_be_normalised_can_be_searched_by_its_mean(tmp_path):
+    records = Records(tmp_path, {})
+    finetuned = Score("finetuned", "cola", "matthews", 0.0, 9)
+    candidate = Candidate("ties", {"coefficients": 0.5, "finish": None}, "what", {"coefficients": 0.5})
+    records.add([Record(candidate, (Score("ties", "cola", "matthews", 0.3, 9),), 0.1)], [finetuned])
+    records.write_table(["normalised", "mean"])
+    (row,) = rows(tmp_path)
+    assert (row["normalised"], row["mean"], row["cola"], row["finish"]) == ("", "0.3", "0.3", "None")
+    assert records.score(candidate, "mean") == 0.3
+    with pytest.raises(SheetbendError, match="normalised cannot be computed"):
+        records.score(candidate, "normalised")

@@ -184,6 +184,7 @@ def test_whole_steps_are_searched_by_name_or_by_class():
         ),
         ({"space": [{"class_path": "mergers.KnOTS", "init_args": {"cut": 1}}]}, "mergers.KnOTS: "),
         ({"space": [{"class_path": "mergers.Ties"}]}, "space is Ties("),
+        ({"transforms": [[]], "seed": [1]}, "there is no setting 'transforms.0.seed'"),
         ({"method": ["ties", "mean"], "density": [0.1]}, "there is no setting 'method.density'"),
         ({"transforms": ["dare"]}, "transforms is 'dare'; give a list"),
         ({"scale_by_singular_values": [True, 0.5]}, "KnOTS scale_by_singular_values is 0.5; give true or false"),

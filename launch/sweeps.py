@@ -1,7 +1,6 @@
-"""Many merged models in few sweeps of the data."""
+"""Many merged models in few sweeps of the data: for searches and analyses."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -9,9 +8,8 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from callbacks import MergeCallback, ResultsCallback
 from lightning_modules import LoRATasks, Score, Variant
-from lightning_modules.scores import headline_scores
 from lightning_modules.variants import FINETUNED, PRETRAINED, finetuned, pretrained
-from mergers import Adapter, SheetbendError
+from mergers import Adapter, Merger, Update
 from mergers.preflight import available_memory
 
 # Share of the free memory that merged weights may take.
@@ -27,7 +25,7 @@ class _Given(Callback):
         self.make: Callable[[], dict[str, Variant]] = dict
 
     def on_test_start(self, trainer: Trainer, pl_module: LoRATasks) -> None:
-        """Merge here, where the model is on its device."""
+        """Merge here, where the model is on its device, and test these alone."""
         pl_module.variants = self.make()
 
     def on_test_end(self, trainer: Trainer, pl_module: LoRATasks) -> None:
@@ -58,41 +56,41 @@ class Sweeps:
         """Give the trainer its callbacks back."""
         self.trainer.callbacks[:] = self._before
 
-    @property
-    def bytes_each(self) -> int:
-        """What the weights of one merged model take, at most."""
+    def bytes_of(self, merger: Merger) -> int:
+        """Return what the weights of one merge of all adapters take while they are tested."""
+        branches = self.model.merges_as_branches and merger.low_rank
         size = next(self.model.model.get_base_model().parameters()).element_size()
-        return size * sum(math.prod(update.shape) for update in self.adapters[0].values())
+        return size * self._numbers(branches)
 
-    def room(self) -> int:
-        """Return how many merged models memory holds at once, at least one."""
+    def room(self, bytes_each: int) -> int:
+        """Return how many merges of so many bytes memory holds at once, at least one."""
         device: Any = self.trainer.strategy.root_device
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory() or 4e9
-        return max(1, int(MEMORY * free / max(1, self.bytes_each)))
+        passing = 4 * self._numbers(branches=False)  # one is there in float32 until it has been added to the weights
+        return max(1, int((MEMORY * free - passing) / max(1, bytes_each)))
 
-    def references(self) -> tuple[list[Score], dict[str, Score]]:
-        """Return the scores of the pretrained and the finetuned weights, and by task what others are divided by.
+    def _numbers(self, branches: bool) -> int:
+        """Return of how many numbers one merge is, over all modules."""
+        return sum(_numbers([one[module] for one in self.adapters], branches) for module in self.adapters[0])
 
-        Raises:
-            SheetbendError: the finetuned value of a task is not above 0.
+    def references(self) -> list[Score]:
+        """Return the scores of the pretrained and the finetuned weights."""
+        return self._run(lambda: {PRETRAINED: pretrained(), FINETUNED: finetuned()})
+
+    def measure(
+        self, jobs: Sequence[Job], variant_of: Callable[[Job], Variant | None], room: int
+    ) -> list[tuple[Job, list[Score]]]:
+        """Return each job with the scores of its variant.
+
+        Args:
+            jobs: any objects.
+            variant_of: makes the variant of one as its sweep begins; None: it has none, and so no scores.
+            room: how many share a sweep.
         """
-        scores = self._run(lambda: {PRETRAINED: pretrained(), FINETUNED: finetuned()})
-        found = {score.task: score for score in headline_scores(scores) if score.variant == FINETUNED}
-        for score in found.values():
-            if score.value <= 0:
-                raise SheetbendError(
-                    f"task {score.task}: its finetuned {score.metric} is {score.value:g}, by which nothing can be "
-                    "normalised; leave it out of data.tasks"
-                )
-        return scores, found
-
-    def measure(self, jobs: Sequence[Job], variant_of: Callable[[Job], Variant]) -> list[tuple[Job, list[Score]]]:
-        """Return each job with the scores of its variant, from as many sweeps as memory asks for."""
         found: list[tuple[Job, list[Score]]] = []
-        room = self.room()
         for start in range(0, len(jobs), room):
             part = jobs[start : start + room]
-            scores = self._run(lambda part=part: {str(n): variant_of(job) for n, job in enumerate(part)})
+            scores = self._run(lambda part=part: _named({str(n): variant_of(job) for n, job in enumerate(part)}))
             found += [(job, [one for one in scores if one.variant == str(n)]) for n, job in enumerate(part)]
         return found
 
@@ -103,12 +101,14 @@ class Sweeps:
         return self.model.scores()
 
 
-def by_task(scores: Sequence[Score], metrics: Mapping[str, str]) -> dict[str, Score]:
-    """Return the score of each task in its own metric.
+def _named(variants: dict[str, Variant | None]) -> dict[str, Variant]:
+    return {name: variant for name, variant in variants.items() if variant is not None}
 
-    Args:
-        scores: of one variant.
-        metrics: of the tasks that are wanted.
-    """
-    found = {(score.task, score.metric): score for score in scores}
-    return {task: found[task, metric] for task, metric in metrics.items()}
+
+def _numbers(updates: Sequence[Update], branches: bool) -> int:
+    """Return of how many numbers one merged update of these is; as a branch, where that is fewer."""
+    shape = updates[0].shape
+    whole = shape[0] * shape[1] if len(shape) == 2 else shape[0]
+    if not branches or len(shape) != 2:
+        return whole
+    return min(whole, min(sum(update.rank for update in updates), *shape) * sum(shape))
