@@ -82,6 +82,7 @@ class Run:
                 if record.failed:
                     say(f"passed over: {record.candidate.merge} {shown(record.candidate.values)}: {record.failed}")
             say(self.progress())
+        self.records.write_table(self.metrics)  # it may be older than what was read, if the search was killed
         waiting = sum(strategy.elsewhere() for strategy in self.strategies.values())
         if waiting:
             say(f"{counted(waiting, 'trial')} of the study are still under way elsewhere; the best so far is taken")
@@ -265,6 +266,7 @@ def finish(run: Run, folder: Path) -> dict[str, Merger]:
     """Show and write what was found; return the best merges."""
     best = run.best()
     mergers = {name: run.merger_of(candidate) for name, candidate in best.items()}
+    say(f"Best settings by {run.search.metric} on validation data, in %")  # a title would be cut to the table's width
     show(table_of(run, best))
     _write_all(run, mergers, folder)
     say(f"{folder}: {TABLE}, {BEST} (a configuration of these merges), plots/search_*.png")
@@ -295,7 +297,7 @@ def _write_all(run: Run, mergers: Mapping[str, Merger], folder: Path) -> None:
 
 def table_of(run: Run, best: Mapping[str, Candidate]) -> Table:
     """Return the best settings of each merge as a table."""
-    table = Table(title=f"Best settings by {run.search.metric} on validation data, in %", title_justify="left")
+    table = Table()
     for heading, side in (("merge", "left"), ("settings", "left"), (run.search.metric, "right"), ("tried", "right")):
         table.add_column(heading, justify=side)
     for name, candidate in best.items():
