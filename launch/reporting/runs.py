@@ -58,6 +58,8 @@ class Run:
     def settings(self) -> dict[str, str]:
         """What decides about the results, but for the seed; of each merge, what it is."""
         own = {name: text for name, text in self.results.descriptions.items() if name not in self.origins}
+        if self.kind == "searched" and self.config:  # what merges are is what each seed's search has found
+            own = {}
         merges = {f"merge {name}": without_seed(text, self.seed) for name, text in own.items()}
         return flat(self.config, self.seed, adaptation=self.kind == "learned") | merges
 
@@ -139,7 +141,7 @@ def read_run(folder: Path) -> Run:
     if not (folder / RESULTS).is_file():
         first, *others = parts
         return Run(first.folder, first.results, first.config, first.history, tuple(others), first.kind, unread)
-    own = _read(folder, "run")
+    own = _read(folder, PARTS.get(folder.resolve().parent.name, "run"))
     # A search leaves no configuration of its own; its merges apart, that of the run is its.
     known = tuple(part if part.config else replace(part, config=own.config) for part in parts)
     return replace(own, parts=known, unread=unread)

@@ -111,3 +111,13 @@ def test_a_difference_is_paired_over_seeds():
 @pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (30, 2.042), (31, 2.0395), (120, 1.9799)])
 def test_students_t(freedom, expected):
     assert t95(freedom) == pytest.approx(expected, abs=2e-4)
+
+
+def test_searches_of_several_seeds_are_averaged_though_each_has_found_other_settings(tmp_path):
+    for seed in (0, 1):
+        described = {name: f"{name} of seed {seed}" for name in LEVELS}
+        folder = tmp_path / f"seed-{seed}" / "searches" / "grid"
+        write(folder, make_results(seed=seed, described=described), make_config(seed, folder))
+    runs, _ = read_runs([tmp_path / f"seed-{seed}" / "searches" / "grid" for seed in (0, 1)])
+    group, *others = grouped(runs)
+    assert not others and group.seeds == 2 and group.uneven("ties")

@@ -99,6 +99,7 @@ def test_a_grid_is_measured_in_one_sweep_and_its_best_is_tested(run, measured, c
     config = yaml.safe_load((folder / "best.yaml").read_text())["trainer"]["callbacks"][0]["init_args"]["mergers"]
     for merge, row in best.items():
         assert config[merge]["coefficients"] == float(row["coefficients"])
+    assert yaml.safe_load((folder / "test_config.yaml").read_text())["search"]["strategy"] == "grid"
     tested = {score["variant"] for score in json.loads((folder / "results.json").read_text())["scores"]}
     assert tested == {"pretrained", "finetuned", "mean", "knots-ties"}
     assert {path.name for path in (folder / "plots").glob("search_*")} == {"search_mean.png", "search_knots-ties.png"}
