@@ -5,7 +5,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -198,8 +198,10 @@ class Results:
             content = json.loads(text)
             version = content["format"]
             if version == FORMAT:
-                scores = tuple(_checked(Score(**score)) for score in content["scores"])
-                return cls(scores, dict(content["meta"]), content["split"], dict(content["descriptions"]))
+                scores = tuple(checked(Score(**score)) for score in content["scores"])
+                meta, described = dict(content["meta"]), dict(content["descriptions"])
+                _check_words(meta, content["split"], described)
+                return cls(scores, meta, content["split"], described)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SheetbendError(f"{name} holds no results ({error}); run the test again to write it") from error
         raise SheetbendError(f"{name} has format {version!r}, not {FORMAT}; run the test again")
@@ -238,12 +240,41 @@ class Results:
             raise SheetbendError(f"{name} holds no results ({error}); run the test again to write it") from error
 
 
-def _checked(score: Score) -> Score:
+def checked(score: Score) -> Score:
+    """Return a score that was read from a file; raise `ValueError` if its fields are none of a score."""
     texts = (score.variant, score.task, score.metric)
-    numbers = isinstance(score.value, int | float) and isinstance(score.count, int)
-    if not numbers or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"not a score: {score}")
+    whole = isinstance(score.count, int) and _is_number(score.count) and score.count >= 0
+    if not whole or not _is_number(score.value) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"not a score: {score}"[:200])
     return score
+
+
+def _check_words(meta: Mapping[str, Any], split: Any, described: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where what stands beside the scores is of another type than is read of it."""
+    found: dict[str, Any] = {name: meta.get(name) or {} for name in ("splits", "versions", "seconds", "machine")}
+    found |= {"peak_bytes": meta.get("peak_bytes") or {}, "descriptions": described}
+    odd = [name for name, value in found.items() if not isinstance(value, dict)]
+    odd += [f"splits.{task}" for task, one in _items(found["splits"]) if not _is_map_of(one or {}, str | None)]
+    odd += [name for name in ("seconds", "peak_bytes") if not all(_is_number(one) for _, one in _items(found[name]))]
+    sizes = (one for name, one in _items(found["machine"]) if name.endswith("_bytes") and one is not None)
+    odd += ["machine"] * (not all(map(_is_number, sizes)))
+    odd += ["descriptions"] * (not _is_map_of(described, str))
+    odd += ["split"] * (not isinstance(split, str)) + ["command"] * (not isinstance(meta.get("command"), str | None))
+    if odd:
+        raise ValueError(f"{odd[0]} is not what a test writes")
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    return list(value.items()) if isinstance(value, dict) else []
+
+
+def _is_map_of(value: Any, kind: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, kind) for one in value.values())
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether this is a finite number; of NaN, every comparison is false."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

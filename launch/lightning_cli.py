@@ -17,6 +17,7 @@ from launch.configured_cli import ConfiguredCLI
 from launch.runs import ADAPTATION_SETTINGS, SaveConfig, clear, read_checkpoint, resume_point
 from launch.searching import run as searching
 from launch.searching.records import Records, alone
+from launch.searching.strategies import check_installed
 from launch.searching.sweep import Sweeper
 from lightning_modules import LoRATasks
 from mergers import SheetbendError
@@ -113,6 +114,7 @@ class SheetbendCLI(ConfiguredCLI):
         options["search"] = options["search"] or Namespace(asdict(settings))  # so that config.yaml says it
         callback, mergers = searching.searchable(self.trainer.callbacks)
         settings.spaces(mergers)
+        check_installed(settings)
         if overwrite:
             self._refuse_own_inputs(None, model.adapter_source)
         self._prepare(model, datamodule, fresh=False)

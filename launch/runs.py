@@ -168,11 +168,14 @@ class SaveConfig(SaveConfigCallback):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save it at the first stage that writes anything; a search validates before it tests."""
+        if stage != "validate":
+            super().setup(trainer, pl_module, stage)
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file."""
         path = Path(trainer.default_root_dir) / ("config.yaml" if stage in ("fit", "adapt") else "test_config.yaml")
-        if stage == "validate":  # it writes nothing
-            return
         with atomic_write(path) as temporary:
             temporary.write_text(self.parser.dump(self.config, skip_none=False, skip_link_targets=False))
 

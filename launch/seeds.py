@@ -86,16 +86,22 @@ def show(outcomes: Sequence[Outcome], root: Path) -> None:
     kept = [outcome.folder for outcome in measured if outcome.written]
     if not kept:
         return
-    with atomic_write(root / TABLE) as temporary:
+    report = report_folder(root, measured[0])
+    with atomic_write(report / TABLE) as temporary:
         temporary.write_text(spread_csv({o.entry.label: o.results for o in measured}), encoding="utf-8")
-    report = report_folder(root)
     write_report(kept, report)
     where = ", ".join(folder.relative_to(root).as_posix() for folder in kept)
-    names = [(report / name).relative_to(root).as_posix() for name in ("report.html", "report.md")]
-    written = ", ".join([*names, TABLE, FILE])
+    names = [(report / name).relative_to(root).as_posix() for name in ("report.html", "report.md", TABLE)]
+    written = ", ".join([*names, FILE])
     console.print(f"{root}: {where}; {written}", soft_wrap=True, markup=False, highlight=False)
 
 
-def report_folder(root: Path) -> Path:
-    """Return where the report of all seeds goes: to ``root``, or below it where a single run has left its own there."""
-    return root / "seeds" if any((root / name).exists() for name in OF_RUNS) else root
+def report_folder(root: Path, outcome: Outcome) -> Path:
+    """Return where the report of all seeds goes: where in ``root`` the results of each seed are in its own folder.
+
+    That of ``search`` goes to ``searches/<name>``, say, and so replaces no other. Where a single run has left its own
+    report, it goes below ``seeds`` in place of ``root``.
+    """
+    place = outcome.folder.relative_to(outcome.entry.folder)
+    taken = any((folder / name).exists() for folder in (root, root / place) for name in OF_RUNS)
+    return root / ("seeds" if taken else "") / place

@@ -176,8 +176,10 @@ class Finished:
         # What cannot be read says of no run that it is finished; running one again is safe.
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-            return content["finished"] if content["format"] == FORMAT else {}
-        except (OSError, ValueError, KeyError, TypeError):
+            found = content["finished"] if content["format"] == FORMAT else {}
+            names = ("folder", "inputs", "results")
+            return {key: {name: str(one[name]) for name in names} for key, one in found.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
 
 

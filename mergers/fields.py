@@ -1,6 +1,6 @@
 """The settings of a merge by name, and a merge with one of them changed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
@@ -46,7 +46,7 @@ def find_setting(merger: Merger, name: str) -> str:
     known = settings_of(merger)
     if name in known:
         return name
-    by_class = {f"{_owner(merger, path)}.{path.rpartition('.')[2]}": path for path in known if "." in path}
+    by_class = _by_class(merger, known)
     if name in by_class:
         return by_class[name]
     found = [path for path in known if path.endswith(f".{name}")]
@@ -54,9 +54,22 @@ def find_setting(merger: Merger, name: str) -> str:
         return found[0]
     if found:
         raise SheetbendError(f"{name!r} is a setting of several steps; give {' or '.join(found)}")
-    short = [path.rpartition(".")[2] for path in known]
-    close = did_you_mean(name, [*known, *by_class, *short])
+    close = did_you_mean(name, names_of(merger))
     raise SheetbendError(f"{merger}: there is no setting {name!r}{close}; it has {', '.join(dict.fromkeys(known))}")
+
+
+def names_of(merger: Merger) -> list[str]:
+    """Return every name that a setting may have: whole, by the class of its step, and short.
+
+    >>> names_of(Merger("full", "mean"))
+    ['space', 'method', 'transforms', 'coefficients', 'finish']
+    """
+    known = settings_of(merger)
+    return list(dict.fromkeys([*known, *_by_class(merger, known), *(path.rpartition(".")[2] for path in known)]))
+
+
+def _by_class(merger: Merger, known: Iterable[str]) -> dict[str, str]:
+    return {f"{_owner(merger, path)}.{path.rpartition('.')[2]}": path for path in known if "." in path}
 
 
 def _owner(merger: Merger, path: str) -> str:

@@ -85,20 +85,28 @@ def updates_of(adapters: Sequence[Adapter], whole: Sequence[Adapter], module: st
 
 
 def sources_of(whole: str | Mapping[str, str], tasks: Sequence[str]) -> dict[str, str]:
-    """Return where the fully fine-tuned model of each task is.
+    """Return where the fully fine-tuned model of each task is; the hub is asked for what is no path.
 
     Raises:
         SheetbendError: it is nowhere.
     """
+    folder = isinstance(whole, str) and "{task}" not in whole  # with a model a task in it, so no hub ids
     if isinstance(whole, str):
-        found = {task: fill_in(whole, task) if "{task}" in whole else str(Path(whole) / task) for task in tasks}
+        found = {task: str(Path(whole) / task) if folder else fill_in(whole, task) for task in tasks}
     else:
         found = {task: whole[task] for task in tasks if task in whole}
     for task in tasks:
         if task not in found:
             raise SheetbendError(f"analysis.whole names no model of {task}; add `{task}: PATH`")
-        if not is_hub_id(found[task]) and not Path(found[task]).exists():
-            raise SheetbendError(f"analysis.whole: {found[task]} does not exist; give the fine-tuned model of {task}")
+        source = found[task]
+        if Path(source).exists():
+            continue
+        if folder or not is_hub_id(source):
+            raise SheetbendError(f"analysis.whole: {source} does not exist; give the fine-tuned model of {task}")
+        try:
+            is_full_checkpoint(source)
+        except SheetbendError as error:
+            raise SheetbendError(f"analysis.whole: there is no {Path(source).absolute()}, and {error}") from None
     return found
 
 

@@ -38,13 +38,14 @@ def of_rank(config: Mapping[str, Any], rank: int, folder: Path) -> dict[str, Any
     return {**own, "test_after_fit": True, "overwrite": False}
 
 
-def check(settings: Analysis) -> None:
-    """Raise `SheetbendError` for runs that have not been tested."""
+def check(settings: Analysis, tasks: Sequence[str]) -> None:
+    """Raise `SheetbendError` for runs that have not been tested, or are of other tasks, before any rank is fitted."""
     for rank, folder in settings.runs.items():
         if not (Path(folder) / RESULTS).is_file():
             raise SheetbendError(
                 f"analysis.runs: {folder}, of rank {rank}, has no {RESULTS}; give the folder of a run that was tested"
             )
+        _read(Path(folder), tasks)
 
 
 def analyse(
@@ -93,12 +94,17 @@ def _fit(run: Path, text: str) -> None:
     (run / RESULTS).unlink(missing_ok=True)  # of other settings
     with atomic_write(_settings_of(run)) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    cli.main(["fit", "--config", str(_settings_of(run))])
+    try:
+        cli.main(["fit", "--config", str(_settings_of(run))])
+    except SystemExit:
+        if not run.exists():  # it was refused
+            _settings_of(run).unlink(missing_ok=True)
+        raise
 
 
 def _read(run: Path, tasks: Sequence[str]) -> Results:
     path = run / RESULTS
-    found = Results.from_json(path.read_text(encoding="utf-8"), str(path))
+    found = Results.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
     if sorted(found.tasks) != sorted(tasks):
         raise SheetbendError(
             f"{path} is of the tasks {', '.join(found.tasks)}, and this analysis of {', '.join(tasks)}; give runs of "

@@ -61,7 +61,7 @@ class Run:
         if "sides" in kinds:
             sides.in_knots(self.mergers)
         if "rank" in kinds:
-            rank.check(self.settings)
+            rank.check(self.settings, names)
         if "cka" in kinds and self.settings.whole:
             cka.sources_of(self.settings.whole, names)
 

@@ -44,6 +44,9 @@ class Analysis:
     whole: str | dict[str, str] | None = None
 
     def __post_init__(self) -> None:
+        for name, such in (("kinds", "[tasks]"), ("ranks", "[4, 16]"), ("runs", "{16: runs/quickstart}")):
+            if getattr(self, name) is None:
+                raise SheetbendError(f"analysis.{name} is null; leave it out, or give some, such as {such}")
         check_kinds(self.kinds)
         if self.samples is not None:
             _check_whole("analysis.samples", self.samples)

@@ -35,6 +35,10 @@ def parser() -> Parser:
 def run(words: Sequence[str]) -> None:
     """Run the command on its words."""
     options = parser().read(words)
+    if "" in options.runs:
+        cli.fail("RUN is empty; give the folder of a run")
+    if getattr(options, "output", "x") == "":
+        cli.fail("--output is empty; give a folder, or leave it out")
     folders = [Path(word) for word in options.runs]
     if getattr(options, "title", "x").strip() == "":
         cli.fail("--title is empty; give some words, or leave it out")

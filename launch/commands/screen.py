@@ -25,17 +25,22 @@ def console(quiet: bool = False) -> Console:
 
 
 def say(text: str) -> None:
-    """Print a line at once."""
-    print(text, flush=True)
+    """Print a line at once, on the first of several processes."""
+    if _first():
+        print(text, flush=True)
 
 
 def show(screen: Console, what: RenderableType) -> None:
     """Print something without the blanks that fill its lines up."""
     with screen.capture() as captured:
         screen.print(what)
-    if not screen.quiet:
+    if not screen.quiet and _first():
         screen.file.write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
         screen.file.flush()
+
+
+def _first() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"  # which Lightning gives to the processes that it starts
 
 
 def table(*columns: str, left: int = 1) -> Table:

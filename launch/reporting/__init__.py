@@ -55,6 +55,10 @@ def _check_output(output: Path) -> None:
                 f"--output {output} is the folder of a run ({name} is in it), whose report.md and plots would be "
                 "replaced; give another folder, such as one in it"
             )
+    text, page = (output / name for name in ("report.md", "report.html"))
+    if text.is_dir() or page.is_dir() or (text.exists() and not page.exists()):
+        place = page if page.is_dir() else text
+        raise SheetbendError(f"--output {output}: {place} is no report of this command; give another folder")
     if not os.access(above, os.W_OK):
         raise SheetbendError(f"--output {output} cannot be written: no permission for {above}; give another folder")
 

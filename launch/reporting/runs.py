@@ -60,8 +60,9 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """What decides about the results, but for the seed; of each merge that was not searched, what it is."""
-        given = self.results.descriptions.items() if self.kind != "searched" else ()
+        """What decides about the results, but for the seed; of each merge, what it is."""
+        # What the merges of a search are is what each seed has found, and no setting.
+        given = () if self.kind == "searched" and self.config else self.results.descriptions.items()
         own = {name: text for name, text in given if name not in self.origins}
         merges = {f"merge {name}": without_seed(text, self.seed) for name, text in own.items()}
         return flat(self.config, self.seed, adaptation=self.kind == "learned") | merges

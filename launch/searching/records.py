@@ -1,14 +1,15 @@
 """What a search has measured: kept after each sweep, so that nothing is measured twice."""
 
 import contextlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from callbacks.results import Results, csv_text
+from callbacks.results import Results, checked, csv_text
 from launch.searching.settings import Values, readable
 from lightning_modules import Score
 from mergers import SheetbendError
@@ -88,18 +89,21 @@ class Records:
     def _read(self, path: Path) -> None:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != FORMAT:
-                raise SheetbendError(f"{path} has format {content['format']!r}, not {FORMAT}; give another search.name")
-            identity, self.references = content["identity"], _scores(content["references"])
-            for one in content["candidates"]:
-                candidate = Candidate(*(one[name] for name in Candidate.__dataclass_fields__))
-                self.records[candidate.key] = Record.of(candidate, one)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            version = content["format"]
+            if version == FORMAT:
+                identity, self.references = dict(content["identity"]), _scores(content["references"])
+                for one in content["candidates"]:
+                    candidate = Candidate(*(one[name] for name in Candidate.__dataclass_fields__))
+                    self.records[candidate.key] = Record.of(replace(candidate, values=dict(candidate.values)), one)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise SheetbendError(
                 f"{path} holds no records ({reason}); give another search.name, or remove it"
             ) from None
-        changed = [name for name, value in self.identity.items() if identity.get(name) != value]
+        if version != FORMAT:
+            raise SheetbendError(f"{path} has format {version!r}, not {FORMAT}; give another search.name")
+        # As text, since coefficients in a list go by the order of the tasks.
+        changed = [name for name, value in self.identity.items() if _text(identity.get(name)) != _text(value)]
         if changed:
             raise SheetbendError(
                 f"{path} is of a search with other {changed[0]}; give another search.name, or --overwrite true"
@@ -171,17 +175,36 @@ class Records:
 
 
 def _scores(content: list[dict[str, Any]]) -> tuple[Score, ...]:
-    return tuple(Score(**one) for one in content)
+    return tuple(checked(Score(**one)) for one in content)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, default=str)
 
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from searching in ``folder``, which is made.
+    """Keep other processes from searching in ``folder``, which is made, and removed again if nothing came of it.
 
     Raises:
         SheetbendError: one is at it.
     """
+    made = list(itertools.takewhile(lambda one: not one.exists(), (folder, *folder.parents)))
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(folder):
+            yield
+    except BaseException:
+        if made and {one.name for one in folder.iterdir()} <= {LOCK}:
+            (folder / LOCK).unlink(missing_ok=True)
+            for one in made:
+                with contextlib.suppress(OSError):  # another has begun to write there
+                    one.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # not on Windows

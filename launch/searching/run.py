@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Callback
-from rich.console import Console
 from rich.table import Table
 
 from callbacks import MergeCallback
@@ -16,7 +15,7 @@ from callbacks.plots import png
 from callbacks.results import counted
 from callbacks.search_plots import search_plot
 from launch.commands.merge import settings_of as plain_settings
-from launch.commands.screen import say, size
+from launch.commands.screen import console, say, show, size
 from launch.searching.records import TABLE, Candidate, Record, Records
 from launch.searching.settings import WHOLE, Range, Search, Space, Values, changed, readable, text_of
 from launch.searching.strategies import Strategy, strategy_of
@@ -81,6 +80,7 @@ class Run:
                 if record.failed:
                     say(f"passed over: {record.candidate.merge} {shown(record.candidate.values)}: {record.failed}")
             say(self.progress())
+        self.records.write_table(self.metrics)  # it may be older than what was read, if the search was killed
         waiting = sum(strategy.elsewhere() for strategy in self.strategies.values())
         if waiting:
             say(f"{counted(waiting, 'trial')} of the study are still under way elsewhere; the best so far is taken")
@@ -261,7 +261,8 @@ def finish(run: Run, folder: Path) -> dict[str, Merger]:
     """Show and write what was found; return the best merges."""
     best = run.best()
     mergers = {name: run.merger_of(candidate) for name, candidate in best.items()}
-    Console().print(table_of(run, best))
+    say(f"Best settings by {run.search.metric} on validation data, in %")  # a title would be cut to the table's width
+    show(console(), table_of(run, best))
     _write_all(run, mergers, folder)
     say(f"{folder}: {TABLE}, {BEST} (a configuration of these merges), plots/search_*.png")
     say(f"every candidate: tensorboard --logdir {folder / EVENTS}")
@@ -288,7 +289,7 @@ def _write_all(run: Run, mergers: Mapping[str, Merger], folder: Path) -> None:
 
 def table_of(run: Run, best: Mapping[str, Candidate]) -> Table:
     """Return the best settings of each merge as a table."""
-    table = Table(title=f"Best settings by {run.search.metric} on validation data, in %", title_justify="left")
+    table = Table()
     for heading, side in (("merge", "left"), ("settings", "left"), (run.search.metric, "right"), ("tried", "right")):
         table.add_column(heading, justify=side)
     for name, candidate in best.items():

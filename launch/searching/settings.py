@@ -3,7 +3,7 @@
 import importlib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
@@ -11,12 +11,15 @@ from launch.commands.merge import as_values
 from lightning_modules.checks import check_folder_name, check_number
 from mergers import Merger, SheetbendError
 from mergers.errors import did_you_mean
-from mergers.fields import find_setting, settings_of, with_setting
+from mergers.fields import find_setting, names_of, settings_of, with_setting
 
 StrategyName = Literal["grid", "one_at_a_time", "optuna"]
 
 # One value for each setting that is searched, by its dotted name.
 Values = dict[str, Any]
+
+# Values that a range with steps may have: a mistyped step would else take all memory.
+MOST = 10_000
 
 # Settings that are steps of their own, with settings.
 WHOLE = ("space", "method", "transforms", "finish")
@@ -43,10 +46,25 @@ class Range:
             check_number(f"search range {name}", getattr(self, name))
         if self.low >= self.high:
             raise SheetbendError(f"search range from {self.low:g} to {self.high:g} is empty; give low below high")
+        if not isinstance(self.log, bool):
+            raise SheetbendError(f"search range log is {self.log!r}; give true or false")
         if self.step is not None:
             check_number("search range step", self.step, above=0)
+            if self._steps < 1:
+                raise SheetbendError(
+                    f"search range step {self.step:g} leads from {self.low:g} past {self.high:g}; give a smaller step"
+                )
+            if self._steps >= MOST:
+                raise SheetbendError(
+                    f"search range from {self.low:g} to {self.high:g} has {self._steps + 1:,} values of step "
+                    f"{self.step:g}; give a step that leaves {MOST:,} at most"
+                )
         if self.log and (self.low <= 0 or self.step is not None):
             raise SheetbendError("search range with log: true begins above 0 and takes no step; mend it")
+
+    @property
+    def _steps(self) -> int:
+        return math.floor((self.high - self.low) / self.step + 1e-9)
 
     def values(self) -> list[float]:
         """Return the numbers of a range with steps.
@@ -54,8 +72,7 @@ class Range:
         >>> Range(0.1, 0.5, 0.2).values(), Range(1, 3, 1).values()
         ([0.1, 0.3, 0.5], [1, 2, 3])
         """
-        count = math.floor((self.high - self.low) / self.step + 1e-9)
-        found = [round(self.low + number * self.step, 12) for number in range(count + 1)]
+        found = [round(self.low + number * self.step, 12) for number in range(self._steps + 1)]
         whole = all(isinstance(number, int) for number in (self.low, self.step))
         return [int(number) for number in found] if whole else found
 
@@ -114,26 +131,29 @@ class Search:
         Raises:
             SheetbendError: A merge or a setting that does not exist, a value that it cannot have, nothing to search.
         """
-        unknown = [name for name in self.of if name not in mergers]
+        unknown = [name for name in self.of or {} if name not in mergers]
         if unknown:
             close = did_you_mean(unknown[0], list(mergers))
             raise SheetbendError(f"search.of names {unknown[0]!r}; known merges: {', '.join(mergers)}{close}")
-        nowhere = [name for name in self.over if not any(_has(merger, name) for merger in mergers.values())]
+        nowhere = [name for name in self.over or {} if not any(_has(merger, name) for merger in mergers.values())]
         if nowhere:
-            find_setting(next(iter(mergers.values())), nowhere[0])  # which says what there is
+            raise SheetbendError(_unknown(nowhere[0], mergers.values()))
         found = {name: self._space(name, merger) for name, merger in mergers.items()}
         if not any(found.values()):
             raise SheetbendError("search.over and search.of leave nothing to search; give a setting and its values")
         return found
 
     def _space(self, name: str, merger: Merger) -> Space:
-        if name in self.of:
+        if name in (self.of or {}):
             given = self.of[name]
         else:
-            given = {setting: values for setting, values in self.over.items() if _has(merger, setting)}
+            given = {setting: values for setting, values in (self.over or {}).items() if _has(merger, setting)}
         space: Space = {}
         for setting, values in given.items():
-            full = find_setting(merger, setting)
+            try:
+                full = find_setting(merger, str(setting))
+            except SheetbendError as error:
+                raise SheetbendError(f"search.of {name}: {error}") from None
             if full in space:
                 raise SheetbendError(f"search over {full} of {name} stands twice; give it once")
             space[full] = _values(setting, values)
@@ -158,11 +178,18 @@ def _check(name: str, merger: Merger, space: Space) -> None:
 
 def _has(merger: Merger, name: str) -> bool:
     try:
-        return bool(find_setting(merger, name))
+        return bool(find_setting(merger, str(name)))
     except SheetbendError as error:
         if "several steps" in str(error):
-            raise
+            raise SheetbendError(f"search.over: {error}") from None
         return False
+
+
+def _unknown(name: Any, mergers: Collection[Merger]) -> str:
+    """Return what to say of a setting that no merge has."""
+    known = list(dict.fromkeys(path for merger in mergers for path in settings_of(merger)))
+    close = did_you_mean(str(name), [name for merger in mergers for name in names_of(merger)])
+    return f"search.over names {name!r}, which no merge has{close}; known: {', '.join(known)}"
 
 
 def _values(setting: str, values: Any) -> list[Any] | Range:
@@ -170,8 +197,11 @@ def _values(setting: str, values: Any) -> list[Any] | Range:
         known = set(Range.__dataclass_fields__)
         if not {"low", "high"} <= set(values) <= known:
             raise SheetbendError(f"search over {setting}: a range has low, high, and step or log, not {dict(values)}")
-        return Range(**values)
-    if not isinstance(values, list | tuple):
+        try:
+            return Range(**values)
+        except SheetbendError as error:
+            raise SheetbendError(f"search over {setting}: {str(error).removeprefix('search ')}") from None
+    if values is not None and not isinstance(values, list | tuple):
         raise SheetbendError(f"search over {setting}: {values!r} is no list of values; give [{values!r}], or a range")
     if not values:
         raise SheetbendError(f"search over {setting}: the list is empty; give values")
@@ -214,9 +244,13 @@ def built(value: Any) -> Any:
     path = str(value["class_path"])
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)(**value.get("init_args") or {})
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
-        raise SheetbendError(f"there is no class {path}; give one such as mergers.KnOTS") from None
+        found = None
+    if not (isinstance(found, type) and is_dataclass(found)):  # any function would be called else
+        raise SheetbendError(f"there is no class {path}; give one such as mergers.KnOTS")
+    try:
+        return found(**value.get("init_args") or {})
     except TypeError as error:
         raise SheetbendError(f"{path}: {error}") from None
 

@@ -50,12 +50,12 @@ class Grid(Strategy):
 
     def __init__(self, space: Space):
         listed = [values.values() if isinstance(values, Range) else values for values in space.values()]
-        self._left = [dict(zip(space, values, strict=True)) for values in itertools.product(*listed)]
+        # One by one: all of them may be more than memory holds.
+        self._left = (dict(zip(space, values, strict=True)) for values in itertools.product(*listed))
 
     def ask(self, most: int) -> list[Values]:
         """Return the next combinations."""
-        asked, self._left = self._left[:most], self._left[most:]
-        return asked
+        return list(itertools.islice(self._left, most))
 
     def tell(self, values: Values, score: float, measured: Any = None) -> None:
         """Nothing depends on it."""
@@ -215,6 +215,12 @@ def _open_study(optuna: Any, storage: str, name: str) -> Any:
             f"search.storage {shown} cannot be opened ({type(error).__name__}: {reason}); give a file, or the URL of a "
             "database such as sqlite:///search.db"
         ) from None
+
+
+def check_installed(search: Search) -> None:
+    """Raise `SheetbendError` if the strategy needs what is not installed."""
+    if search.strategy == "optuna":
+        _optuna()
 
 
 def _optuna() -> Any:

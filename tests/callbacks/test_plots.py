@@ -198,3 +198,10 @@ def test_an_ensemble_with_joint_scores_alone_has_no_bars():
     figures = plots.figures(Results((*scores(), *together)), history())
     (legend,) = figures["bars.png"].legends
     assert {text.get_text() for text in legend.get_texts()} == {"pretrained", "finetuned", *MERGES}
+
+
+def test_names_are_no_formulas_and_give_no_warnings():
+    tasks = ("$\\foo$", "a$b", "漢字")
+    results, curves = Results(tuple(scores(tasks, ("$x", "字" * 64)))), history(tasks=tasks, merges=("$\\frac$",))
+    for figure in (plots.bars(results), plots.normalised(results), plots.curves(curves)):
+        assert size(plots.png(figure))

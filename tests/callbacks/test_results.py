@@ -201,6 +201,38 @@ def test_json_that_holds_no_results(text):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("where", "value", "expected"),
+    [
+        (("scores", 0, "value"), float("nan"), "not a score"),
+        (("scores", 0, "value"), float("inf"), "not a score"),
+        (("scores", 0, "value"), 10**400, "not a score"),
+        (("scores", 0, "value"), True, "not a score"),
+        (("scores", 0, "count"), -5, "not a score"),
+        (("scores", 0, "variant"), 3, "not a score"),
+        (("split",), 3, "split is not what a test writes"),
+        (("descriptions",), {"ties": 3}, "descriptions is"),
+        (("meta", "splits"), "abc", "splits is"),
+        (("meta", "splits"), {"digits": "abc"}, "splits.digits is"),
+        (("meta", "splits"), {"digits": {"test": 3}}, "splits.digits is"),
+        (("meta", "versions"), "abc", "versions is"),
+        (("meta", "seconds"), {"test": "long"}, "seconds is"),
+        (("meta", "machine"), {"memory_bytes": "many"}, "machine is"),
+        (("meta", "peak_bytes"), {"resident": "many"}, "peak_bytes is"),
+        (("meta", "command"), ["fit"], "command is"),
+    ],
+)
+def test_json_with_other_types_than_a_test_writes_is_named(where, value, expected):
+    content = json.loads(make().to_json())
+    place = content
+    for key in where[:-1]:
+        place = place[key]
+    place[where[-1]] = value
+    with pytest.raises(SheetbendError, match="holds no results") as caught:
+        Results.from_json(json.dumps(content))
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "variant,task,metric,value,count\nx,y,accuracy,high,3\n"])
 def test_csv_that_holds_no_results(text):
     with pytest.raises(SheetbendError, match="holds no results"):

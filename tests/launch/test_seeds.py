@@ -162,8 +162,15 @@ def test_validate_adapt_and_search_take_seeds(trained, capsys, monkeypatch, tmp_
     searched = ["--search", "{over: {coefficients: [0.5, 1.0]}}"]
     main(["search", *words, "--seeds", "0", "1", *searched])
     assert (root / "seed-1" / "searches" / "one-at-a-time" / "results.json").is_file()
-    assert "seed-1/searches/one-at-a-time; report.html, report.md, seeds.csv" in capsys.readouterr().out
-    assert "one-at-a-time" in (root / "report.md").read_text() and (root / "report.html").is_file()
+    folder = root / "searches" / "one-at-a-time"
+    said = "; " + ", ".join(f"searches/one-at-a-time/{name}" for name in ("report.html", "report.md", "seeds.csv"))
+    assert f"seed-1/searches/one-at-a-time{said}, series.json" in capsys.readouterr().out
+    assert "one-at-a-time" in (folder / "report.md").read_text() and (folder / "report.html").is_file()
+    assert "mine" in (root / "adaptations" / "mine" / "seeds.csv").read_text()
+    reports = {root / name: before[root / name] for name in ("report.md", "report.html", "seeds.csv")}
+    assert reports.items() <= tree(root).items()  # of fit, which no other command replaces
+    main(["report", str(root), "--output", str(tmp_path / "report"), "--quiet"])
+    assert "Not tested" not in (tmp_path / "report" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -199,6 +206,28 @@ def test_the_command_line_refuses_what_are_no_seeds_and_says_in_its_help_what_th
 
 
 def test_a_report_of_all_seeds_never_replaces_that_of_a_single_run(tmp_path):
-    assert seeds.report_folder(tmp_path) == tmp_path
+    def placed(name):
+        own = tmp_path / "seed-1"
+        outcome = series.Outcome(series.Entry("seed 1", own), own / name, None)
+        return seeds.report_folder(tmp_path, outcome).relative_to(tmp_path).as_posix()
+
+    assert [placed(""), placed("searches/grid")] == [".", "searches/grid"]
+    (tmp_path / "searches" / "grid").mkdir(parents=True)
+    (tmp_path / "searches" / "grid" / "candidates.json").touch()
+    assert [placed(""), placed("searches/grid")] == [".", "seeds/searches/grid"]
     (tmp_path / "config.yaml").touch()
-    assert seeds.report_folder(tmp_path) == tmp_path / "seeds"
+    assert [placed(""), placed("searches/x")] == ["seeds", "seeds/searches/x"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[", "[" * 100_000, "null", '{"format": 1, "finished": []}', '{"format": 1, "finished": {"a": null}}']
+)
+def test_a_damaged_record_of_a_series_says_of_no_run_that_it_is_finished(tmp_path, text):
+    (tmp_path / series.FILE).write_text(text)
+    own, configuration = tmp_path / "seed-0", {"trainer": {"default_root_dir": str(tmp_path / "seed-0")}}
+    own.mkdir()
+    (own / series.RESULTS).write_text("{}")
+    finished, entry = series.Finished(tmp_path, "fit"), series.Entry("seed 0", own)
+    assert finished.folder(entry, configuration) is None
+    finished.add(entry, configuration, own)
+    assert finished.folder(entry, configuration) == own

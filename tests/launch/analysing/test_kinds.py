@@ -214,6 +214,8 @@ def test_a_rank_is_a_run_like_any_other(run, capsys):
         ({"kinds": ["rank"], "ranks": []}, "analysis.ranks and analysis.runs are empty"),
         ({"ranks": [0]}, "analysis.ranks is 0; give a number of at least 1"),
         ({"runs": {0: "a"}}, "analysis.runs is 0; give a number of at least 1"),
+        ({"ranks": None}, "analysis.ranks is null; leave it out, or give some, such as [4, 16]"),
+        ({"runs": None}, "analysis.runs is null; leave it out, or give some, such as {16: runs/quickstart}"),
     ],
 )
 def test_what_cannot_be_set_is_one_line(given, expected):
@@ -239,6 +241,13 @@ MERGERS = {"mean": Merger(), "knots-ties": Merger("knots", "ties")}
             {},
             "analysis.whole names no model of tint; add `tint: PATH`",
         ),
+        ({"kinds": ["cka"], "whole": "nowhere"}, TASKS, {}, "whole: nowhere/hue does not exist; give the fine-tuned"),
+        (
+            {"kinds": ["cka"], "whole": "nowhere/{task}"},  # which may be a hub id
+            TASKS,
+            {},
+            f"analysis.whole: there is no {Path.cwd() / 'nowhere' / 'hue'}, and nowhere/hue is not on this machine",
+        ),
         ({"kinds": ["rank"], "runs": {4: "nowhere"}}, TASKS, {}, "nowhere, of rank 4, has no results.json"),
     ],
 )
@@ -248,6 +257,15 @@ def test_what_is_missing_is_said_before_anything_is_loaded(tmp_path, given, task
     with pytest.raises(SheetbendError) as error:
         Run(Analysis(**given), trainer, None, data, None, tmp_path, "").check()
     assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_runs_of_other_tasks_are_refused_before_any_rank_is_fitted(tmp_path):
+    scores = tuple(Score("mean", task, "accuracy", 0.5, 10) for task in ("hue", "shade"))
+    (tmp_path / "results.json").write_text(Results(scores).to_json())
+    data = SimpleNamespace(task_names=TASKS)
+    settings = Analysis(kinds=["rank"], ranks=[2], runs={4: str(tmp_path)})
+    with pytest.raises(SheetbendError, match="is of the tasks hue, shade, and this analysis of hue, tint, shade"):
+        Run(settings, SimpleNamespace(callbacks=[]), None, data, None, tmp_path, "").check()
 
 
 def test_a_mistyped_kind_is_one_line_and_nothing_is_written(run, capsys):

@@ -92,7 +92,8 @@ def test_parts_of_other_adapters_or_examples_stand_apart(tmp_path):
 def test_searches_of_several_seeds_are_one_group_whatever_they_found(tmp_path):
     folders = [tmp_path / f"seed-{seed}" / "searches" / "grid" for seed in (0, 1)]
     for seed, folder in enumerate(folders):
-        write(folder, make_results(seed=seed, described={"ties": f"Ties(density=0.{seed + 2}), in Full space"}))
+        described = {"ties": f"Ties(density=0.{seed + 2}), in Full space"}
+        write(folder, make_results(seed=seed, described=described), make_config(seed))
         (folder / "candidates.json").write_text("{}")
     (group,) = groups_of(*folders)
     assert group.seeds == 2 and (group.kind("ties"), group.kind("finetuned")) == ("searched", "run")

@@ -205,7 +205,13 @@ def test_other_files_that_are_cut_short_are_refused(tmp_path, capsys, name):
 
 def test_bad_paths_are_refused_in_one_line(seeds, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
+    for name in ("thesis/report.md", "folder/report.html/x"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("mine")
     before = tree(tmp_path)
+    for name in ("thesis/report.md", "folder/report.html"):
+        line = refused(capsys, seeds, "--output", (tmp_path / name).parent)
+        assert f"{name} is no report of this command; give another folder" in line
     assert "nope does not exist" in refused(capsys, tmp_path / "nope")
     assert "file is no folder" in refused(capsys, tmp_path / "file")
     assert "seed-0 is given twice" in refused(capsys, seeds / "seed-0", seeds / "seed-0" / ".")
@@ -214,6 +220,8 @@ def test_bad_paths_are_refused_in_one_line(seeds, tmp_path, capsys):
     assert "is a file; give a folder" in refused(capsys, seeds, "--output", tmp_path / "file" / "below")
     assert "is the folder of a run" in refused(capsys, seeds, "--output", seeds / "seed-1")
     assert "--title is empty" in refused(capsys, seeds, "--title", " ")
+    assert "--output is empty" in refused(capsys, seeds, "--output", "")
+    assert "RUN is empty" in refused(capsys, "")
     assert "RUN missing" in refused(capsys)
     assert "did you mean --output" in refused(capsys, seeds, "--outptu", "x")
     assert tree(tmp_path) == before

@@ -1,8 +1,10 @@
 """``sheetbend search``: candidates in shared sweeps, nothing measured twice, the best tested once."""
 
 import csv
+import importlib.util
 import json
 import shutil
+import sys
 
 import pytest
 import yaml
@@ -93,6 +95,7 @@ def test_a_grid_is_measured_in_one_sweep_and_its_best_is_tested(run, measured, c
     config = yaml.safe_load((folder / "best.yaml").read_text())["trainer"]["callbacks"][0]["init_args"]["mergers"]
     for merge, row in best.items():
         assert config[merge]["coefficients"] == float(row["coefficients"])
+    assert yaml.safe_load((folder / "test_config.yaml").read_text())["search"]["strategy"] == "grid"
     tested = {score["variant"] for score in json.loads((folder / "results.json").read_text())["scores"]}
     assert tested == {"pretrained", "finetuned", "mean", "knots-ties"}
     assert {path.name for path in (folder / "plots").glob("search_*")} == {"search_mean.png", "search_knots-ties.png"}
@@ -151,6 +154,7 @@ def test_an_interrupted_search_goes_on_with_nothing_measured_twice(run, measured
     assert every[: len(half)] == half and 0 < len(half) < len(every)
     assert len({json.dumps([one["merge"], one["values"]]) for one in every}) == len(every) == sum(measured)
     before = tree(folder)
+    (folder / "candidates.csv").write_text("")  # it was killed before it wrote this
     main([*words, "--test_after_fit", "false"])
     assert sum(measured) == len(every)
     own = [path for path in before if "optuna" not in path.name and "tfevents" not in path.name]
@@ -163,7 +167,7 @@ def test_an_interrupted_search_goes_on_with_nothing_measured_twice(run, measured
         (["--search.metric", "joint_hits@2"], "search.metric 'joint_hits@2' is not recorded"),
         (["--search.metric", "normalized"], "(did you mean 'normalised'?)"),
         (["--search.over", "{}"], "leave nothing to search"),
-        (["--search.over", "{densitty: [0.1]}"], "there is no setting 'densitty' (did you mean 'density'?)"),
+        (["--search.over", "{densitty: [0.1]}"], "'densitty', which no merge has (did you mean 'density'?)"),
         (["--search.over", "{density: [2.0]}"], "search over method.density of knots-ties: Ties density is 2.0"),
         (
             ["--search.of", "{knot-ties: {density: [0.1]}}"],
@@ -191,8 +195,22 @@ def test_records_of_other_adapters_are_refused_and_damaged_ones_named(run, tiny_
     path.write_text(content[:100])
     assert "candidates.json holds no records" in refused(capsys, *words)
     path.write_text(content.replace('"format": 1', '"format": 9'))
-    assert "has format 9, not 1" in refused(capsys, *words)
+    assert "has format 9, not 1; give another search.name" in refused(capsys, *words)
+    whole = json.loads(content)
+    texts = [{**one, "scores": [{**one["scores"][0], "value": "high"}]} for one in whole["candidates"]]
+    for damage in (
+        {"identity": None},
+        {"references": [{**whole["references"][0], "value": "high"}]},
+        {"candidates": texts},
+        {"candidates": [{**one, "values": None} for one in whole["candidates"]]},
+    ):
+        path.write_text(json.dumps(whole | damage))
+        assert "candidates.json holds no records" in refused(capsys, *words), damage
+    path.write_text("[" * 100_000)
+    assert "candidates.json holds no records" in refused(capsys, *words)
     path.write_text(content)
+    # Coefficients in a list go by the order of the tasks.
+    assert "is of a search with other adapters" in refused(capsys, *words, "--data.tasks", "[shade, hue]")
     search = yaml.safe_load((tmp_path / "config.yaml").read_text())
     write_run(tiny_clip, tmp_path, seed=1)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(search))
@@ -257,6 +275,18 @@ def test_a_study_that_others_have_finished_is_taken_over_whole(run, measured, tm
     assert (run[0] / "searches/optuna/best.yaml").read_text() == (
         tmp_path / "other/searches/optuna/best.yaml"
     ).read_text()
+
+
+def test_a_search_that_cannot_begin_leaves_no_folder(run, monkeypatch, capsys):
+    words = [*run[1], "--search.strategy", "optuna"]
+    before = tree(run[0])
+    if importlib.util.find_spec("optuna"):
+        assert "cannot be opened" in refused(capsys, *words, "--search.storage", str(run[0]))
+        assert tree(run[0]) == before and not (run[0] / "searches").exists()
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.setattr(LoRATasks, "build", lambda *args, **options: pytest.fail("it is said before work begins"))
+    assert "needs the package optuna; install it with" in refused(capsys, *words)
+    assert tree(run[0]) == before and not (run[0] / "searches").exists()
 
 
 def test_two_processes_do_not_search_in_one_folder(run, capsys):

@@ -26,6 +26,12 @@ def test_a_grid_is_all_combinations_whatever_is_asked_for_at_once():
     assert run(Grid(space), lambda values: 0.0, most=4) == run(Grid(space), lambda values: 1.0) == every
 
 
+def test_a_grid_of_more_than_memory_holds_is_begun_at_once():
+    grid = Grid({name: Range(1, 1000, 1) for name in "abcd"})
+    assert grid.ask(2) == [{"a": 1, "b": 1, "c": 1, "d": 1}, {"a": 1, "b": 1, "c": 1, "d": 2}]
+    assert grid.ask(1) == [{"a": 1, "b": 1, "c": 1, "d": 3}]
+
+
 def test_one_at_a_time_stops_at_the_first_drop_and_keeps_the_best():
     scores = {(1, 10): 0.5, (2, 10): 0.6, (3, 10): 0.55, (4, 10): 0.9, (2, 20): 0.7, (2, 30): 0.7, (2, 40): 0.6}
     space = {"a": [1, 2, 3, 4], "b": [10, 20, 30, 40, 50]}
@@ -140,14 +146,24 @@ def test_spaces_name_settings_in_full_and_pass_over_what_a_merge_lacks():
     ("search", "expected"),
     [
         ({}, "leave nothing to search"),
-        ({"over": {"densitty": [1]}}, "there is no setting 'densitty' (did you mean 'density'?)"),
+        ({"over": None, "of": None}, "leave nothing to search"),
+        ({"over": {"densitty": [1]}}, "search.over names 'densitty', which no merge has (did you mean 'density'?)"),
+        ({"over": {"drop_rat": [1]}}, "'drop_rat', which no merge has (did you mean 'drop_rate'?)"),  # of another
+        ({"over": {3: [1]}}, "search.over names 3, which no merge has; known: space, method"),
+        ({"of": {"ties": {"densitty": [1]}}}, "search.of ties: Ties(density=0.2), in Full space: there is no setting"),
+        ({"of": {"dare": {"seed": [1], 3: [1]}}}, "search.of dare: "),
+        ({"over": {"density": None}}, "search over density: the list is empty"),
         ({"over": {"density": []}}, "search over density: the list is empty"),
         ({"over": {"density": 0.3}}, "search over density: 0.3 is no list of values; give [0.3], or a range"),
         ({"over": {"density": [0.3, 0.3]}}, "0.3 stands twice"),
         ({"over": {"density": [0.3, 2]}}, "search over method.density of ties: Ties density is 2"),
         ({"over": {"density": ["x"]}}, "search over method.density of ties:"),
         ({"over": {"density": {"low": 0.1}}}, "a range has low, high, and step or log, not {'low': 0.1}"),
-        ({"over": {"density": {"low": 0.4, "high": 0.1}}}, "search range from 0.4 to 0.1 is empty"),
+        ({"over": {"density": {"low": 0.4, "high": 0.1}}}, "search over density: range from 0.4 to 0.1 is empty"),
+        ({"over": {"density": {"low": 0.1, "high": 0.4, "step": 0}}}, "search over density: range step is 0; give"),
+        ({"over": {"density": {"low": 0.1, "high": 0.4, "step": 5}}}, "step 5 leads from 0.1 past 0.4; give a smaller"),
+        ({"over": {"density": {"low": 0.1, "high": 1, "step": 1e-9}}}, "has 900,000,001 values of step 1e-09; give a"),
+        ({"over": {"density": {"low": 0.1, "high": 1, "log": "no"}}}, "range log is 'no'; give true or false"),
         ({"over": {"density": {"low": 0.1, "high": 0.4}}}, "one_at_a_time needs a step in its range"),
         ({"of": {"tise": {"density": [0.1]}}}, "search.of names 'tise'; known merges: ties"),
         ({"over": {"space": ["fulll"]}}, "unknown space 'fulll'"),
@@ -155,7 +171,7 @@ def test_spaces_name_settings_in_full_and_pass_over_what_a_merge_lacks():
 )
 def test_what_cannot_be_searched_is_one_line(search, expected):
     with pytest.raises(SheetbendError) as error:
-        Search(**search).spaces({"ties": Merger(method=Ties())})
+        Search(**search).spaces({"ties": Merger(method=Ties()), "dare": Merger(transforms=[Dare(0.1)])})
     assert expected in str(error.value) and "\n" not in str(error.value)
 
 
@@ -182,7 +198,9 @@ def test_whole_steps_are_searched_by_name_or_by_class():
             {"space": [{"class_path": "mergers.Knots"}]},
             "there is no class mergers.Knots; give one such",
         ),
+        ({"space": [{"class_path": "os.system", "init_args": {"command": "exit 9"}}]}, "there is no class os.system"),
         ({"space": [{"class_path": "mergers.KnOTS", "init_args": {"cut": 1}}]}, "mergers.KnOTS: "),
+        ({"space": [{"class_path": "mergers.KnOTS", "init_args": {"concatenate": "x"}}]}, "concatenate is 'x'"),
         ({"space": [{"class_path": "mergers.Ties"}]}, "space is Ties("),
         ({"transforms": [[]], "seed": [1]}, "there is no setting 'transforms.0.seed'"),
         ({"method": ["ties", "mean"], "density": [0.1]}, "there is no setting 'method.density'"),
