@@ -7,7 +7,7 @@ from pathlib import Path
 from callbacks import plots
 from callbacks.adaptation_plots import COEFFICIENTS_PICTURE, KEPT_PICTURE
 from callbacks.curves import Curves
-from callbacks.heatmap import each_task
+from callbacks.heatmap import MOST_BARS, each_task
 from launch.reporting.document import Picture, plain
 from launch.reporting.groups import Group
 from launch.reporting.runs import Run
@@ -28,13 +28,16 @@ def file_name(*texts: str) -> str:
 
 
 def results_pictures(group: Group, prefix: tuple[str, ...]) -> list[Picture]:
-    """Return bars per task and normalised means, with whiskers over seeds."""
+    """Return bars or a map of colours per task, and normalised means as bars; whiskers are over seeds."""
     runs = [run.results.without(group.starts.values()) for run in group.runs]
     over = "" if len(runs) == 1 else f"; bars are means of {len(runs)} seeds, whiskers their standard deviation"
     about = f"{plain(group.label)}: {group.first.measure}"
     best = group.ranking(group.headline)
     told = f" The best merge on average is {plain(best[0])}; the table has the numbers." if best else ""
     caption = f"{about} of every variant on every task{over}"
+    if len(runs[0].merged) > MOST_BARS:
+        seeds = "" if len(runs) == 1 else f"; means of {len(runs)} seeds"
+        caption = f"{about} of every variant on every task, merges from the best to the worst{seeds}"
     found = [Picture(file_name(*prefix, "bars"), caption, f"{caption}.{told}", plots.png(each_task(*runs)))]
     if any(all(run.mean_normalised(name) is not None for run in runs) for name in runs[0].variants):
         caption = f"{about} as a share of finetuned, mean over tasks{over}"
