@@ -46,10 +46,8 @@ def find_setting(merger: Merger, name: str) -> str:
     known = settings_of(merger)
     if name in known:
         return name
-    by_class = _by_class(merger, known)
-    if name in by_class:
-        return by_class[name]
-    found = [path for path in known if path.endswith(f".{name}")]
+    found = [path for path, by_class in _by_class(merger, known).items() if by_class == name]
+    found = found or [path for path in known if path.endswith(f".{name}")]
     if len(found) == 1:
         return found[0]
     if found:
@@ -65,11 +63,13 @@ def names_of(merger: Merger) -> list[str]:
     ['space', 'method', 'transforms', 'coefficients', 'finish']
     """
     known = settings_of(merger)
-    return list(dict.fromkeys([*known, *_by_class(merger, known), *(path.rpartition(".")[2] for path in known)]))
+    return list(
+        dict.fromkeys([*known, *_by_class(merger, known).values(), *(path.rpartition(".")[2] for path in known)])
+    )
 
 
 def _by_class(merger: Merger, known: Iterable[str]) -> dict[str, str]:
-    return {f"{_owner(merger, path)}.{path.rpartition('.')[2]}": path for path in known if "." in path}
+    return {path: f"{_owner(merger, path)}.{path.rpartition('.')[2]}" for path in known if "." in path}
 
 
 def _owner(merger: Merger, path: str) -> str:
