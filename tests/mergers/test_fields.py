@@ -10,9 +10,7 @@ TWICE = Merger("full", Ties(density=0.2), [Dare(0.1), Dare(0.5, seed=1)])
 
 @pytest.mark.parametrize("name", ["Dare.drop_rate", "drop_rate"])
 def test_a_name_that_two_steps_have_is_refused_with_both(name):
-    with pytest.raises(
-        SheetbendError, match="give transforms.0.drop_rate or transforms.1.drop_rate"
-    ):
+    with pytest.raises(SheetbendError, match=r"transforms\.0\.drop_rate or transforms\.1\.drop_rate"):
         find_setting(TWICE, name)
 
 
