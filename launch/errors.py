@@ -61,7 +61,8 @@ def one_line(message: str, known: Iterable[str] = (), place: str = "", lacking: 
         return f"{prefix}expected one of {known_values}, not {choices[2]!r}"
     other = re.search(r"Expected (.*?)\. Got value: (.*)", message)
     if other:
-        return f"{prefix}expected {other[1]}, not {other[2]}"
+        wanted = other[1].replace("a <class 'collections.abc.Mapping'>", "a mapping")
+        return f"{prefix}expected {wanted}, not {other[2]}"
     return re.sub(r"\s+", " ", message.removeprefix("error:")).strip()
 
 

@@ -115,6 +115,8 @@ class SheetbendCLI(ConfiguredCLI):
         callback, mergers = searching.searchable(self.trainer.callbacks)
         settings.spaces(mergers)
         check_installed(settings)
+        if self.trainer.limit_val_batches == 0:
+            raise SheetbendError("trainer.limit_val_batches is 0, so nothing would be measured; give 1 or more")
         if overwrite:
             self._refuse_own_inputs(None, model.adapter_source)
         self._prepare(model, datamodule, fresh=False)

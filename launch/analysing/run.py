@@ -58,6 +58,9 @@ class Run:
             raise SheetbendError(f"data.tasks names {names[0]} alone; analyses compare tasks, give two or more")
         if kinds & {"tasks", "sides"} and not self.mergers:
             raise SheetbendError("trainer.callbacks has no merge to analyse; give callbacks.MergeCallback with mergers")
+        limit = f"limit_{self.settings.split}_batches"
+        if kinds & {"tasks", "sides"} and getattr(self.trainer, limit, None) == 0:
+            raise SheetbendError(f"trainer.{limit} is 0, so nothing would be measured; give 1 or more")
         if "sides" in kinds:
             sides.in_knots(self.mergers)
         if "rank" in kinds:

@@ -47,6 +47,10 @@ class Analysis:
         for name, such in (("kinds", "[tasks]"), ("ranks", "[4, 16]"), ("runs", "{16: runs/quickstart}")):
             if getattr(self, name) is None:
                 raise SheetbendError(f"analysis.{name} is null; leave it out, or give some, such as {such}")
+        if self.whole is not None and not self.whole:
+            raise SheetbendError(
+                "analysis.whole is empty; give fully fine-tuned models, such as 'models/{task}', or none"
+            )
         check_kinds(self.kinds)
         if self.samples is not None:
             _check_whole("analysis.samples", self.samples)

@@ -214,6 +214,7 @@ def test_a_rank_is_a_run_like_any_other(run, capsys):
         ({"kinds": ["rank"], "ranks": []}, "analysis.ranks and analysis.runs are empty"),
         ({"ranks": [0]}, "analysis.ranks is 0; give a number of at least 1"),
         ({"runs": {0: "a"}}, "analysis.runs is 0; give a number of at least 1"),
+        ({"whole": ""}, "analysis.whole is empty; give fully fine-tuned models"),
         ({"ranks": None}, "analysis.ranks is null; leave it out, or give some, such as [4, 16]"),
         ({"runs": None}, "analysis.runs is null; leave it out, or give some, such as {16: runs/quickstart}"),
     ],
@@ -266,6 +267,14 @@ def test_runs_of_other_tasks_are_refused_before_any_rank_is_fitted(tmp_path):
     settings = Analysis(kinds=["rank"], ranks=[2], runs={4: str(tmp_path)})
     with pytest.raises(SheetbendError, match="is of the tasks hue, shade, and this analysis of hue, tint, shade"):
         Run(settings, SimpleNamespace(callbacks=[]), None, data, None, tmp_path, "").check()
+
+
+def test_no_batches_to_measure_on_are_refused_before_anything_is_loaded(tmp_path):
+    trainer = SimpleNamespace(callbacks=[MergeCallback(MERGERS)], limit_test_batches=0, limit_val_batches=1.0)
+    data = SimpleNamespace(task_names=TASKS)
+    Run(Analysis(kinds=["tasks"], split="val"), trainer, None, data, None, tmp_path, "").check()
+    with pytest.raises(SheetbendError, match="limit_test_batches is 0, so nothing would be measured; give 1 or more"):
+        Run(Analysis(kinds=["tasks"]), trainer, None, data, None, tmp_path, "").check()
 
 
 def test_a_mistyped_kind_is_one_line_and_nothing_is_written(run, capsys):

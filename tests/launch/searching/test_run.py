@@ -174,6 +174,8 @@ def test_an_interrupted_search_goes_on_with_nothing_measured_twice(run, measured
             "search.of names 'knot-ties'; known merges: knots-ties, mean (did you mean 'knots-ties'?)",
         ),
         (["--search.over", "{density: {low: 0.1, high: 0.5}}"], "grid needs a step in its range"),
+        (["--search.of", "{mean: null}"], "search.of: expected a mapping, not None"),
+        (["--trainer.limit_val_batches", "0"], "limit_val_batches is 0, so nothing would be measured"),
         (["--search.at_once", "0"], "search.at_once is 0"),
         (["--search.strategy", "random"], "search.strategy: expected one of grid, one_at_a_time, optuna, not 'random'"),
         (["--search.name", "a/b"], "search.name 'a/b' must name a folder"),
