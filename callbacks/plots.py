@@ -178,7 +178,7 @@ def normalised(results: Results, *others: Results) -> Figure:
         )
     axes.axvline(100, color=INK, linewidth=1.0, zorder=0.9)  # above the grid, below the bars
     axes.set_yticks(rows, names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(1.02 * min(0.0, *values), 1.02 * max(100.0, *values))
     if min(values) >= 0 and max(values) <= 110:
         axes.set_xticks(range(0, 101, 20))
