@@ -67,7 +67,7 @@ def write_results(folder, values, seconds=None):
         for task, value in zip(TASKS, of_variant, strict=True)
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    meta = {"seconds": {"fit": seconds, "test": 1.0}}
+    meta = {"seconds": {"test": 1.0} | ({} if seconds is None else {"fit": seconds})}
     (folder / "results.json").write_text(tables.Results(tuple(scores), meta).to_json())
 
 
