@@ -16,7 +16,7 @@ from callbacks.plots import GREY, GRID, INK, PALETTE, style
 Point = tuple[int, float, float | None]
 
 WORDS = {
-    "normalised": "score, % of finetuned, mean over merged tasks",
+    "normalised": "score, % of finetuned",
     "joint_hits@1": "Hits@1 (%) among merged tasks' labels",
 }
 

@@ -22,7 +22,7 @@ def test_tasks_are_curves_with_intervals():
     }
     figure = tasks_plot(curves, "val")
     first, second = figure.axes
-    assert first.get_ylabel() == "val score, % of finetuned, mean over merged tasks"
+    assert first.get_ylabel() == "val score, % of finetuned"
     line, _, (bars,) = first.containers[1]
     assert list(line.get_ydata()) == [90.0, 80.0] and first.containers[1].get_label() == "ties"
     assert [[end for _, end in bar] for bar in bars.get_segments()] == [
