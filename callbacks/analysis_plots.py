@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from callbacks.plots import GREY, GRID, INK, PALETTE, style
+from callbacks.plots import GREY, GRID, INK, PALETTE, in_legend, style
 
 # Where on the axis, mean, and half the width of the interval, if there is one.
 Point = tuple[int, float, float | None]
@@ -45,7 +45,7 @@ def tasks_plot(curves: Mapping[tuple[str, str], Sequence[Point]], split: str) ->
                 elinewidth=0.8,
                 marker="o",
                 markersize=3.2,
-                label=merge,
+                label=in_legend(merge),
             )
         axes.set_ylabel(f"{split} {WORDS[measure]}", color=INK, fontsize=9)
         axes.set_xlabel("merged tasks", color=INK, fontsize=9)
@@ -142,7 +142,7 @@ def rank_plot(curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -
         for name, points in own.items():
             look = {"color": looks[name]["color"], "linestyle": looks[name]["dash"]}
             axes.plot(*zip(*((rank, 100 * value) for rank, value in points), strict=True), **look, linewidth=1.5,
-                      marker="o", markersize=3.2, label=name)  # fmt: skip
+                      marker="o", markersize=3.2, label=in_legend(name))  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_xticks(ranks, [str(rank) for rank in ranks])
         axes.minorticks_off()

@@ -48,6 +48,15 @@ def style(variants: Sequence[str]) -> dict[str, dict]:
     return looks
 
 
+def in_legend(name: str) -> str:
+    """Return a label that a legend shows: matplotlib leaves out those that begin with an underscore.
+
+    >>> in_legend("ties"), len(in_legend("_ties"))
+    ('ties', 6)
+    """
+    return f"\u200b{name}" if name.startswith("_") else name
+
+
 def png(figure: Figure) -> bytes:
     """Return the figure as a PNG; the same figure gives the same bytes.
 
@@ -119,7 +128,7 @@ def bars(results: Results, *others: Results) -> Figure:
             hatch=looks[name].get("hatch"),
             edgecolor="white",
             linewidth=0,
-            label=name,
+            label=in_legend(name),
         )
     handles, labels = axes.get_legend_handles_labels()
     for name in REFERENCES if results.merged else ():
@@ -223,7 +232,7 @@ def curves(history: Curves, adaptation: bool = False, others: Sequence[Curves] =
                 marker="" if name == "pretrained" else marker,
                 markersize=3.4 if first else 2.4,
                 zorder=4 if first else 3,
-                label=name,
+                label=in_legend(name),
             )
         words, weight = ("mean over tasks", "bold") if task == "mean" else (task, "normal")
         axes.set_title(words, fontsize=10.5, color=INK, loc="left", fontweight=weight)

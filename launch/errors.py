@@ -63,6 +63,9 @@ def one_line(message: str, known: Iterable[str] = (), place: str = "", lacking: 
     if other:
         wanted = other[1].replace("a <class 'collections.abc.Mapping'>", "a mapping")
         return f"{prefix}expected {wanted}, not {other[2]}"
+    number = re.search(r"invalid literal for int\(\) with base 10: '(.*)'", message)
+    if number:
+        return f"{prefix}expected a whole number, not {number[1]!r}"
     return re.sub(r"\s+", " ", message.removeprefix("error:")).strip()
 
 

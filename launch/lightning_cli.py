@@ -1,5 +1,6 @@
 """What each subcommand does: runs that go on where they stopped, and leave no trace where they cannot begin."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +15,10 @@ from launch import adaptation, cli
 from launch.analysing import run as analysing
 from launch.analysing.settings import Analysis
 from launch.configured_cli import ConfiguredCLI
+from launch.locks import alone
 from launch.runs import ADAPTATION_SETTINGS, SaveConfig, clear, read_checkpoint, resume_point
 from launch.searching import run as searching
-from launch.searching.records import Records, alone
+from launch.searching.records import Records
 from launch.searching.strategies import check_installed
 from launch.searching.sweep import Sweeper
 from lightning_modules import LoRATasks
@@ -68,19 +70,20 @@ class SheetbendCLI(ConfiguredCLI):
         if overwrite:
             self._refuse_own_inputs(ckpt_path, model.adapter_source)
         checkpoint = ckpt_path
-        if not self.trainer.fast_dev_run:
-            if not overwrite and checkpoint is None:
-                checkpoint = resume_point(self.folder, self._settings("fit"))
-            content = read_checkpoint(checkpoint, *FITTED)
-            self._prepare(model, datamodule, fresh=True)
-            if overwrite:
-                clear(self.folder)
-            if checkpoint is not None:
-                done = content["epoch"] + 1 >= (self.trainer.max_epochs or 0) != -1
-                print(f"{'trained already' if done else 'going on from'}: {checkpoint}", flush=True)
-        self._run(self.trainer.fit, model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-        if options["test_after_fit"]:
-            self._run(self.trainer.test, model, datamodule=datamodule, verbose=False)
+        with self._alone("--trainer.default_root_dir"):
+            if not self.trainer.fast_dev_run:
+                if not overwrite and checkpoint is None:
+                    checkpoint = resume_point(self.folder, self._settings("fit"))
+                content = read_checkpoint(checkpoint, *FITTED)
+                self._prepare(model, datamodule, fresh=True)
+                if overwrite:
+                    clear(self.folder)
+                if checkpoint is not None:
+                    done = content["epoch"] + 1 >= (self.trainer.max_epochs or 0) != -1
+                    print(f"{'trained already' if done else 'going on from'}: {checkpoint}", flush=True)
+            self._run(self.trainer.fit, model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+            if options["test_after_fit"]:
+                self._run(self.trainer.test, model, datamodule=datamodule, verbose=False)
 
     def adapt(self, model: LoRATasks, datamodule: LightningDataModule, ckpt_path: str | None = None) -> None:
         """Learn a merge on unlabelled data, or go on with it, then test every variant."""
@@ -91,21 +94,22 @@ class SheetbendCLI(ConfiguredCLI):
         if overwrite:
             self._refuse_own_inputs(ckpt_path, model.adapter_source)
         checkpoint = ckpt_path
-        if checkpoint is None and not overwrite and not self.trainer.fast_dev_run:
-            checkpoint = resume_point(folder, self._settings(self.subcommand), ADAPTATION_SETTINGS)
-        content = read_checkpoint(checkpoint, *ADAPTED)
-        self._prepare(model, datamodule, fresh=False)
-        module, data = adaptation.prepared(model, datamodule, settings)
-        if content:
-            module.check(content, self.trainer.num_devices * self.trainer.num_nodes)
-        if overwrite and not self.trainer.fast_dev_run:
-            clear(folder)
-        if checkpoint is not None and self.trainer.is_global_zero:
-            print(f"going on from: {checkpoint}", flush=True)
-        self._run(self.trainer.fit, module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if options["test_after_fit"]:
-            adaptation.add_to_test(self.trainer, module)
-            self._run(self.trainer.test, model, datamodule=data, verbose=False)
+        with self._alone("--adaptation.name"):
+            if checkpoint is None and not overwrite and not self.trainer.fast_dev_run:
+                checkpoint = resume_point(folder, self._settings(self.subcommand), ADAPTATION_SETTINGS)
+            content = read_checkpoint(checkpoint, *ADAPTED)
+            self._prepare(model, datamodule, fresh=False)
+            module, data = adaptation.prepared(model, datamodule, settings)
+            if content:
+                module.check(content, self.trainer.num_devices * self.trainer.num_nodes)
+            if overwrite and not self.trainer.fast_dev_run:
+                clear(folder)
+            if checkpoint is not None and self.trainer.is_global_zero:
+                print(f"going on from: {checkpoint}", flush=True)
+            self._run(self.trainer.fit, module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            if options["test_after_fit"]:
+                adaptation.add_to_test(self.trainer, module)
+                self._run(self.trainer.test, model, datamodule=data, verbose=False)
 
     def search(self, model: LoRATasks, datamodule: LightningDataModule) -> None:
         """Find the best settings of the merges on validation data, then test them once."""
@@ -122,7 +126,7 @@ class SheetbendCLI(ConfiguredCLI):
         self._prepare(model, datamodule, fresh=False)
         metrics = searching.metrics_of(model)
         searching.check_metric(settings, metrics)
-        with alone(folder):
+        with alone(folder, "--search.name or run folder"):
             if overwrite:
                 clear(folder)
             sweeper = Sweeper(self.trainer, model, datamodule)
@@ -152,6 +156,11 @@ class SheetbendCLI(ConfiguredCLI):
         )
         run.check()
         self._run(run.go)
+
+    def _alone(self, otherwise: str) -> contextlib.AbstractContextManager[None]:
+        """Keep other commands from writing to the same folder; of several processes the first does it for all."""
+        first = self.trainer.is_global_zero and not self.trainer.fast_dev_run
+        return alone(self.output, otherwise) if first else contextlib.nullcontext()
 
     def _refuse_own_inputs(self, ckpt_path: str | None, adapters: str | dict[str, str] | None) -> None:
         """Refuse to replace a run by what it would be made from."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from callbacks.results import Results
 from callbacks.spread import spread_csv, spread_view
 from launch.reporting import OF_RUNS, write_report
-from launch.series import FILE, Entry, Outcome, run_series
+from launch.series import FILE, Entry, Outcome, check_seeds, run_series
 from mergers.errors import SheetbendError
 from mergers.files import atomic_write
 
@@ -29,7 +29,7 @@ def run(command: str, seeds: Sequence[int], configuration: Mapping[str, Any], wo
     Raises:
         SheetbendError: the seeds make no series; or one of them failed.
     """
-    check(seeds)
+    check_seeds(seeds)
     _check_others(seeds, configuration, words)
     root = Path(configuration["trainer"]["default_root_dir"])
     if WORD in str(root):
@@ -47,17 +47,6 @@ def entries(seeds: Sequence[int], root: Path) -> list[Entry]:
     return [
         Entry(f"seed {seed}", root / f"seed-{seed}", {"seed_everything": seed}, {"seed": str(seed)}) for seed in seeds
     ]
-
-
-def check(seeds: Sequence[int]) -> None:
-    """Raise `SheetbendError` unless these are seeds, each once."""
-    if not seeds:
-        raise SheetbendError("seeds is empty; name some, such as --seeds 0 1 2")
-    for index, seed in enumerate(seeds):
-        if not 0 <= seed < 2**32:
-            raise SheetbendError(f"seeds has {seed}; give numbers from 0 to {2**32 - 1}")
-        if seed in seeds[:index]:
-            raise SheetbendError(f"seeds has {seed} twice; name it once")
 
 
 def _check_others(seeds: Sequence[int], configuration: Mapping[str, Any], words: Sequence[str]) -> None:

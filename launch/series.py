@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from launch.locks import alone
 from mergers.errors import SheetbendError
 from mergers.files import atomic_write
 
@@ -32,6 +33,22 @@ UNIMPORTANT = (
     "trainer.enable_progress_bar",
 )
 T = TypeVar("T")
+
+
+def check_seeds(seeds: Sequence[int], called: str = "seeds") -> None:
+    """Raise `SheetbendError` unless these are seeds, each once.
+
+    Args:
+        seeds: as given.
+        called: how the setting is named in messages.
+    """
+    if not seeds:
+        raise SheetbendError(f"{called} is empty; name some, such as --seeds 0 1 2")
+    for index, seed in enumerate(seeds):
+        if not 0 <= seed < 2**32:
+            raise SheetbendError(f"{called} has {seed}; give numbers from 0 to {2**32 - 1}")
+        if seed in seeds[:index]:
+            raise SheetbendError(f"{called} has {seed} twice; name it once")
 
 
 @dataclass(frozen=True)
@@ -287,4 +304,5 @@ def run_series(command: str, configuration: Mapping[str, Any], entries: Sequence
         path = folder / RESULTS
         return Outcome(entry, folder, Results.from_json(path.read_text(encoding="utf-8"), str(path)))
 
-    return in_turn(entries, run, earlier)
+    with alone(root):
+        return in_turn(entries, run, earlier)

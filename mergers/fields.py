@@ -30,6 +30,10 @@ def _settings(part: Any, prefix: str) -> Iterator[tuple[str, Any]]:
                 yield from _settings(step, f"{name}." if index is None else f"{name}.{index}.")
 
 
+class AmbiguousSettingError(SheetbendError):
+    """A short name that several steps of a merge have."""
+
+
 def find_setting(merger: Merger, name: str) -> str:
     """Return the dotted name of the setting that ``name`` means: the whole, or an end of it that no other has.
 
@@ -51,7 +55,7 @@ def find_setting(merger: Merger, name: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise SheetbendError(f"{name!r} is a setting of several steps; give {' or '.join(found)}")
+        raise AmbiguousSettingError(f"{name!r} is a setting of several steps; give {' or '.join(found)}")
     close = did_you_mean(name, names_of(merger))
     raise SheetbendError(f"{merger}: there is no setting {name!r}{close}; it has {', '.join(dict.fromkeys(known))}")
 

@@ -22,6 +22,7 @@ from lightning_modules.adapter_folders import check_base, fill_in
 from lightning_modules.full_checkpoints import is_full_checkpoint, load_full_checkpoint
 from lightning_modules.variants import pretrained
 from mergers import Adapter, KnOTS, SheetbendError, Update, load_adapter
+from mergers.adapters import CONFIG_FILE
 from mergers.adapters.hub import is_hub_id
 from mergers.functional.alignment import Moments, add_rows, linear_cka_of_maps
 from mergers.models import match_parameters
@@ -98,8 +99,9 @@ def sources_of(whole: str | Mapping[str, str], tasks: Sequence[str]) -> dict[str
     for task in tasks:
         if task not in found:
             raise SheetbendError(f"analysis.whole names no model of {task}; add `{task}: PATH`")
-        source = found[task]
+    for task, source in found.items():
         if Path(source).exists():
+            _check_model(source)
             continue
         if folder or not is_hub_id(source):
             raise SheetbendError(f"analysis.whole: {source} does not exist; give the fine-tuned model of {task}")
@@ -108,6 +110,15 @@ def sources_of(whole: str | Mapping[str, str], tasks: Sequence[str]) -> dict[str
         except SheetbendError as error:
             raise SheetbendError(f"analysis.whole: there is no {Path(source).absolute()}, and {error}") from None
     return found
+
+
+def _check_model(source: str) -> None:
+    """Raise `SheetbendError` for a folder without weights, before data and model are loaded."""
+    path = Path(source)
+    if path.is_dir() and not is_full_checkpoint(path) and not (path / CONFIG_FILE).is_file():
+        raise SheetbendError(
+            f"analysis.whole: {source} holds neither model*.safetensors nor {CONFIG_FILE}; give a fine-tuned model"
+        )
 
 
 def whole_models(model: LoRATasks, source: str | Mapping[str, str], modules: Sequence[str]) -> list[Adapter]:

@@ -1,41 +1,36 @@
-"""Accuracy against the rank of the adapters: one run a rank, finished ones are kept."""
+"""Accuracy against the rank of the adapters: one run a rank, of which finished ones are kept."""
 
-import copy
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from callbacks.analysis_plots import rank_plot
 from callbacks.results import Results, counted, csv_text
-from launch import cli
 from launch.analysing.output import Finding
 from launch.analysing.settings import Analysis
 from launch.commands.screen import say, table
+from launch.series import RESULTS, Entry, run_series
 from mergers import SheetbendError
-from mergers.files import atomic_write
 
-RESULTS = "results.json"
 # Sections of other commands, which a fit passes over.
 _ELSEWHERE = ("analysis", "search", "adaptation")
 
 
-def of_rank(config: Mapping[str, Any], rank: int, folder: Path) -> dict[str, Any]:
-    """Return the configuration of the fit of one rank, with alpha = rank as in the KnOTS paper.
+def entry_of(rank: int, folder: Path) -> Entry:
+    """Return the fit of one rank, with alpha = rank as in the KnOTS paper.
 
     Args:
-        config: of the analysis, plain values.
         rank: of all adapters.
-        folder: of the new run.
+        folder: of the analysis, which the new run goes below.
     """
-    own = {key: copy.deepcopy(value) for key, value in config.items() if key not in _ELSEWHERE}
-    arguments = own["model"].setdefault("init_args", {})
-    arguments["lora"] = {**(arguments.get("lora") or {}), "r": rank, "alpha": rank}
-    arguments["adapters"] = None  # those of another rank
-    own["trainer"]["default_root_dir"] = str(folder)
-    return {**own, "test_after_fit": True, "overwrite": False}
+    settings = {
+        "model.init_args.lora.r": rank,
+        "model.init_args.lora.alpha": rank,
+        "model.init_args.adapters": None,  # those of another rank
+        "test_after_fit": True,
+        **dict.fromkeys(_ELSEWHERE),
+    }
+    return Entry(f"rank {rank}", folder / f"rank-{rank}", settings)
 
 
 def check(settings: Analysis, tasks: Sequence[str]) -> None:
@@ -53,6 +48,8 @@ def analyse(
 ) -> Finding:
     """Fit and test adapters of every rank that is not finished yet, and compare.
 
+    The largest rank is first, so that one that the model or memory has no room for is known at once.
+
     Args:
         settings: names ranks and runs.
         config: of the analysis, plain values.
@@ -60,46 +57,18 @@ def analyse(
         folder: of this analysis, which holds a run a rank.
         overwrite: whether ranks that are finished are fitted again.
     """
-    wanted = {rank: folder / f"rank-{rank}" for rank in settings.ranks if rank not in settings.runs}
-    texts = {rank: yaml.safe_dump(of_rank(config, rank, own), sort_keys=False) for rank, own in wanted.items()}
-    left = [rank for rank, own in wanted.items() if overwrite or not _finished(own, texts[rank])]
+    ranks = sorted(set(settings.ranks) - set(settings.runs), reverse=True)
     epochs = config["trainer"].get("max_epochs")
     each = f" of up to {counted(epochs, 'epoch')}" if epochs and epochs > 0 else ""
-    there = sorted({*settings.runs, *wanted} - set(left))
-    say(
-        f"analysis rank: {counted(len(left), 'fit')}{each} on {counted(len(tasks), 'task')}, ranks "
-        f"{', '.join(map(str, left)) or 'none'}" + (f"; there already: {', '.join(map(str, there))}" if there else "")
-    )
-    for rank in left:
-        if overwrite and wanted[rank].exists():
-            shutil.rmtree(wanted[rank])
-        say(f"rank {rank}: {wanted[rank]}")
-        _fit(wanted[rank], texts[rank])
-    folders = {**wanted, **{rank: Path(own) for rank, own in settings.runs.items()}}
+    there = f"; read as they are: {', '.join(map(str, sorted(settings.runs)))}" if settings.runs else ""
+    fits = f"a fit{each} for rank {', '.join(map(str, ranks))}" if ranks else "nothing to fit"
+    say(f"analysis rank: {fits}, on {counted(len(tasks), 'task')}{there}")
+    entries = [entry_of(rank, folder) for rank in ranks]
+    done = run_series("fit", {**config, "overwrite": overwrite}, entries, folder) if entries else []
+    folders = {rank: one.folder for rank, one in zip(ranks, done, strict=True)}
+    folders |= {rank: Path(own) for rank, own in settings.runs.items()}
     found = {rank: _read(folders[rank], tasks) for rank in sorted(folders)}
     return finding(found)
-
-
-def _settings_of(run: Path) -> Path:
-    return run.with_name(f"{run.name}.yaml")
-
-
-def _finished(run: Path, text: str) -> bool:
-    """Return whether a run has been tested with these settings."""
-    file = _settings_of(run)
-    return (run / RESULTS).is_file() and file.is_file() and file.read_text(encoding="utf-8") == text
-
-
-def _fit(run: Path, text: str) -> None:
-    (run / RESULTS).unlink(missing_ok=True)  # of other settings
-    with atomic_write(_settings_of(run)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    try:
-        cli.main(["fit", "--config", str(_settings_of(run))])
-    except SystemExit:
-        if not run.exists():  # it was refused
-            _settings_of(run).unlink(missing_ok=True)
-        raise
 
 
 def _read(run: Path, tasks: Sequence[str]) -> Results:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch import cli
 from launch.commands.adapters import Source, in_words_of_options, load, local_paths, sources
-from launch.commands.seeded import check_seeds, merge_each
+from launch.commands.seeded import check_options, merge_each
 from launch.commands.words import Layer, Parser, as_words, file_words, flag, spelled, split_steps, stacked, whole_number
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def run(words: Sequence[str]) -> None:
     options = parser().read([word for layer in [*layers, own] for word in layer.rest], _field_names())
     _require(options)
     if "seeds" in options:
-        check_seeds(options, [*layers, own])
+        check_options(options, [*layers, own])
     with cli.interruptible():
         import mergers.output  # noqa: F401  torch takes seconds
         from mergers.errors import SheetbendError

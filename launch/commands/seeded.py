@@ -18,20 +18,13 @@ WORD = "{seed}"
 PLACES = ("adapters", "output", "into", "base")
 
 
-def check_seeds(options: Namespace, layers: Sequence[Layer]) -> None:
-    """Refuse seeds that make no series of merges.
+def check_options(options: Namespace, layers: Sequence[Layer]) -> None:
+    """Refuse options that make no series of merges.
 
     Args:
         options: of the command.
         layers: what the user gave; a transform's own seed stands there.
     """
-    if not options.seeds:
-        cli.fail("--seeds is empty; name some, such as --seeds 0 1 2")
-    for index, seed in enumerate(options.seeds):
-        if not 0 <= seed < 2**32:
-            cli.fail(f"--seeds has {seed}; give numbers from 0 to {2**32 - 1}")
-        if seed in options.seeds[:index]:
-            cli.fail(f"--seeds has {seed} twice; name it once")
     if "output" in options and WORD not in options.output:
         cli.fail(f"--output {options.output} would be written {len(options.seeds)} times; put {WORD} into its name")
     own = [step.fields["seed"] for layer in layers for step in layer.transforms or () if "seed" in step.fields]
@@ -85,9 +78,10 @@ def merge_each(
     Raises:
         SheetbendError: one failed, which is named.
     """
-    from launch.series import Entry, in_turn
+    from launch.series import Entry, check_seeds, in_turn
     from mergers.errors import SheetbendError
 
+    check_seeds(options.seeds, "--seeds")
     if not any(WORD in adapter for adapter in options.adapters) and not any(map(_draws, merger.transforms)):
         cli.fail(f"--seeds would change nothing: no adapter has {WORD} in its name, and no transform draws")
     each = {f"seed {seed}": (seed, of_seed(options, seed)) for seed in options.seeds}

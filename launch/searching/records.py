@@ -1,10 +1,8 @@
 """What a search has measured: kept after each sweep, so that nothing is measured twice."""
 
-import contextlib
-import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from mergers.files import atomic_write
 FORMAT = 1
 FILE = "candidates.json"
 TABLE = "candidates.csv"
-LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -180,46 +177,6 @@ def _scores(content: list[dict[str, Any]]) -> tuple[Score, ...]:
 
 def _text(value: Any) -> str:
     return json.dumps(value, default=str)
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from searching in ``folder``, which is made, and removed again if nothing came of it.
-
-    Raises:
-        SheetbendError: one is at it.
-    """
-    made = list(itertools.takewhile(lambda one: not one.exists(), (folder, *folder.parents)))
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with _locked(folder):
-            yield
-    except BaseException:
-        if made and {one.name for one in folder.iterdir()} <= {LOCK}:
-            (folder / LOCK).unlink(missing_ok=True)
-            for one in made:
-                with contextlib.suppress(OSError):  # another has begun to write there
-                    one.rmdir()
-        raise
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SheetbendError(
-                f"another process searches in {folder}; wait for it, or give another --search.name or run folder"
-            ) from None
-        except OSError:  # a disk without locks
-            pass
-        yield
 
 
 def _write(path: Path, text: str) -> None:

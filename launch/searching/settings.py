@@ -11,7 +11,7 @@ from launch.commands.merge import as_values
 from lightning_modules.checks import check_folder_name, check_number
 from mergers import Merger, SheetbendError
 from mergers.errors import did_you_mean
-from mergers.fields import find_setting, names_of, settings_of, with_setting
+from mergers.fields import AmbiguousSettingError, find_setting, names_of, settings_of, with_setting
 
 StrategyName = Literal["grid", "one_at_a_time", "optuna"]
 
@@ -179,9 +179,9 @@ def _check(name: str, merger: Merger, space: Space) -> None:
 def _has(merger: Merger, name: str) -> bool:
     try:
         return bool(find_setting(merger, str(name)))
-    except SheetbendError as error:
-        if "several steps" in str(error):
-            raise SheetbendError(f"search.over: {error}") from None
+    except AmbiguousSettingError as error:
+        raise SheetbendError(f"search.over: {error}") from None
+    except SheetbendError:
         return False
 
 

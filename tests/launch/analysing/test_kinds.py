@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 from lightning.pytorch import Trainer
 from transformers import CLIPModel
 
-from callbacks import MergeCallback, interference_plot
+import launch.lightning_cli
+from callbacks import MergeCallback, ResultsCallback, interference_plot
 from callbacks.results import Results
 from launch.analysing import cka, interference, rank, sides
 from launch.analysing.cka import KNOTS, LORA, WHOLE
@@ -148,29 +148,42 @@ CONFIG = {
 }
 
 
-def test_ranks_are_fitted_once_and_finished_ones_survive_an_interruption(tmp_path, capsys, monkeypatch):
-    fitted, stops = [], [None, 130, None]
+@pytest.fixture
+def fitted(monkeypatch):
+    """The ranks whose fits are begun; the second one is interrupted."""
+    ranks, stops = [], [None, 130, None]
 
-    def fit(words):
-        config = yaml.safe_load(Path(words[-1]).read_text())
-        fitted.append(config["model"]["init_args"]["lora"]["r"])
-        if status := stops.pop(0):
-            raise SystemExit(status)
-        scores = [Score(name, task, "accuracy", value / fitted[-1], 10)
-                  for name, value in (("finetuned", 1.0), ("ties", 0.5)) for task in TASKS]  # fmt: skip
-        folder = tmp_path / f"rank-{fitted[-1]}"
-        folder.mkdir()
-        (folder / "results.json").write_text(Results(tuple(scores)).to_json())
+    class Fit:
+        def __init__(self, words):
+            config = words["fit"]
+            ranks.append(config["model"]["init_args"]["lora"]["r"])
+            if status := stops.pop(0) if stops else None:
+                raise SystemExit(status)
+            scores = [Score(name, task, "accuracy", value / ranks[-1], 10)
+                      for name, value in (("finetuned", 1.0), ("ties", 0.5)) for task in TASKS]  # fmt: skip
+            shown = ResultsCallback()
+            shown.results = Results(tuple(scores))
+            self.trainer, self.output = SimpleNamespace(callbacks=[shown]), Path(config["trainer"]["default_root_dir"])
+            self.output.mkdir(parents=True, exist_ok=True)
+            (self.output / "results.json").write_text(shown.results.to_json())
 
-    monkeypatch.setattr(rank.cli, "main", fit)
+    monkeypatch.setattr(launch.lightning_cli, "SheetbendCLI", Fit)
+    return ranks
+
+
+def test_ranks_are_fitted_once_and_finished_ones_survive_an_interruption(fitted, tmp_path, capsys):
     settings = Analysis(["rank"], ranks=[1, 2])
     with pytest.raises(SystemExit) as stop:
         rank.analyse(settings, CONFIG, TASKS, tmp_path, overwrite=False)
     assert stop.value.code == 130
+    assert "stopped in rank 1 (2 of 2); finished and kept: rank 2" in capsys.readouterr().out
     finding = rank.analyse(settings, CONFIG, TASKS, tmp_path, overwrite=False)
-    assert "1 fit of up to 3 epochs on 3 tasks, ranks 2; there already: 1" in capsys.readouterr().out
-    assert fitted == [1, 2, 2]
+    printed = capsys.readouterr().out
+    assert "analysis rank: a fit of up to 3 epochs for rank 2, 1, on 3 tasks" in printed
+    assert f"rank 2 (1 of 2): {tmp_path / 'rank-2'} is finished and unchanged" in printed
+    assert fitted == [2, 1, 1]
     found = {(row["rank"], row["variant"], row["task"], row["metric"]): float(row["value"]) for row in rows_of(finding)}
+    assert list(dict.fromkeys(key[0] for key in found)) == ["1", "2"]
     assert found["2", "finetuned", "mean", "accuracy"] == 0.5 and found["2", "ties", "hue", "normalised"] == 0.5
     assert found["1", "ties", "mean", "accuracy"] == 0.5
     settings = Analysis(["rank"], ranks=[], runs={7: str(tmp_path / "rank-1")})
@@ -178,14 +191,16 @@ def test_ranks_are_fitted_once_and_finished_ones_survive_an_interruption(tmp_pat
     with pytest.raises(SheetbendError, match="is of the tasks hue, tint, shade, and this analysis of hue, shade"):
         rank.analyse(settings, CONFIG, ("hue", "shade"), tmp_path, overwrite=False)
     changed = {**CONFIG, "trainer": {**CONFIG["trainer"], "max_epochs": 4}}
-    assert not rank._finished(tmp_path / "rank-2", yaml.safe_dump(rank.of_rank(changed, 2, tmp_path / "rank-2")))
+    rank.analyse(Analysis(["rank"], ranks=[2]), changed, TASKS, tmp_path, overwrite=False)
+    rank.analyse(Analysis(["rank"], ranks=[2]), changed, TASKS, tmp_path, overwrite=True)
+    assert fitted == [2, 1, 1, 2, 2]
 
 
 def test_a_rank_has_the_settings_of_the_run_but_for_its_rank(tmp_path):
-    own = rank.of_rank(CONFIG, 4, tmp_path)
+    own = rank.entry_of(4, tmp_path).configuration(CONFIG)
     assert own["model"]["init_args"] == {"lora": {"r": 4, "alpha": 4, "dropout": 0.1}, "adapters": None}
-    assert own["trainer"] == {"default_root_dir": str(tmp_path), "max_epochs": 3}
-    assert own["overwrite"] is False and own["test_after_fit"] is True and "analysis" not in own
+    assert own["trainer"] == {"default_root_dir": str(tmp_path / "rank-4"), "max_epochs": 3}
+    assert own["test_after_fit"] is True and own["analysis"] is None
     assert CONFIG["model"]["init_args"]["lora"]["r"] == 16
 
 
@@ -196,7 +211,7 @@ def test_a_rank_is_a_run_like_any_other(run, capsys):
     own = folder / "analyses" / "rank"
     assert (own / "rank-2" / "adapters" / "hue" / "adapter_model.safetensors").is_file()
     assert {path.name for path in own.iterdir()} == {
-        "config.yaml", "rank-2", "rank-2.yaml", "rank.csv", "rank.png", "tensorboard"
+        "config.yaml", "rank-2", "rank.csv", "rank.png", "series.json", "tensorboard"
     }  # fmt: skip
     assert (folder / "analyses" / "interference" / "interference.png").is_file()
     assert f"{own}: rank.png, rank.csv, tensorboard/" in capsys.readouterr().out
@@ -248,6 +263,12 @@ MERGERS = {"mean": Merger(), "knots-ties": Merger("knots", "ties")}
             TASKS,
             {},
             f"analysis.whole: there is no {Path.cwd() / 'nowhere' / 'hue'}, and nowhere/hue is not on this machine",
+        ),
+        (
+            {"kinds": ["cka"], "whole": dict.fromkeys(TASKS, "tests")},
+            TASKS,
+            {},
+            "analysis.whole: tests holds neither model*.safetensors nor adapter_config.json",
         ),
         ({"kinds": ["rank"], "runs": {4: "nowhere"}}, TASKS, {}, "nowhere, of rank 4, has no results.json"),
     ],

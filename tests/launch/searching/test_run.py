@@ -17,7 +17,8 @@ from tensorboard.plugins.hparams import api_pb2, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
 from launch.cli import main
-from launch.searching.records import Candidate, Record, Records, alone
+from launch.locks import alone
+from launch.searching.records import Candidate, Record, Records
 from launch.searching.sweep import Sweeper
 from lightning_modules import LoRATasks, Score
 from mergers import KnOTS, Merger, SheetbendError, load_adapter
@@ -293,7 +294,7 @@ def test_a_search_that_cannot_begin_leaves_no_folder(run, monkeypatch, capsys):
 
 def test_two_processes_do_not_search_in_one_folder(run, capsys):
     with alone(run[0] / "searches" / "grid"):
-        assert "another process searches in" in refused(capsys, *run[1])
+        assert "another process works in" in refused(capsys, *run[1])
 
 
 def test_a_run_folder_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
