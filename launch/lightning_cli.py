@@ -111,8 +111,9 @@ class SheetbendCLI(ConfiguredCLI):
                 adaptation.add_to_test(self.trainer, module)
                 self._run(self.trainer.test, model, datamodule=data, verbose=False)
 
-    def search(self, model: LoRATasks, datamodule: LightningDataModule) -> None:
+    def search(self, model: LoRATasks, datamodule: LightningDataModule, ckpt_path: str | None = None) -> None:
         """Find the best settings of the merges on validation data, then test them once."""
+        _refuse_checkpoint(ckpt_path)
         options, settings, folder = self.config[self.subcommand], self.searched, self.output
         overwrite, options["overwrite"] = options["overwrite"], False
         options["search"] = options["search"] or Namespace(asdict(settings))  # so that config.yaml says it
@@ -138,8 +139,9 @@ class SheetbendCLI(ConfiguredCLI):
             if options["test_after_fit"]:
                 self._run(self.trainer.test, model, datamodule=datamodule, verbose=False)
 
-    def analyse(self, model: LoRATasks, datamodule: LightningDataModule) -> None:
+    def analyse(self, model: LoRATasks, datamodule: LightningDataModule, ckpt_path: str | None = None) -> None:
         """Draw what merging does to the adapters, and why."""
+        _refuse_checkpoint(ckpt_path)
         settings = self._get(self.config_init, "analysis") or Analysis()
         trainer, options = self.trainer, self.config[self.subcommand]
         trainer.callbacks[:] = [one for one in trainer.callbacks if not isinstance(one, SaveConfig)]
@@ -201,6 +203,14 @@ class SheetbendCLI(ConfiguredCLI):
         except SystemExit as stop:
             # Lightning turns Ctrl-C into exit status 1; fits of an analysis have statuses of their own.
             raise SystemExit(cli.INTERRUPTED if self.interruption.happened else stop.code or 1) from None
+
+
+def _refuse_checkpoint(path: str | None) -> None:
+    if path is not None:
+        raise SheetbendError(
+            f"ckpt_path is {path}, but adapters are read from folders here; give --model.adapters, or none for those of "
+            "the run folder"
+        )
 
 
 class ConfigurationOnly(SheetbendCLI):

@@ -12,10 +12,12 @@ class SheetbendTrainer(Trainer):
         """Learn a merge on unlabelled data, then test every variant."""
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
 
-    def search(self, model: Any, datamodule: Any = None) -> None:
+    # A configuration that `fit` has written says that it had no checkpoint, and every verb reads it.
+
+    def search(self, model: Any, datamodule: Any = None, ckpt_path: str | None = None) -> None:
         """Find the best settings of merges on validation data, then test them once."""
         self.validate(model, datamodule=datamodule)
 
-    def analyse(self, model: Any, datamodule: Any = None) -> None:
+    def analyse(self, model: Any, datamodule: Any = None, ckpt_path: str | None = None) -> None:
         """Draw what merging does to adapters, and why."""
         self.test(model, datamodule=datamodule)
