@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import CLIPVisionModelWithProjection
 
 from callbacks.results import Results
-from launch.cli import main
+from launch.cli import FITTING, main
 from lightning_modules import LoRATasks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,6 +155,17 @@ def test_every_subcommand_reads_what_fit_has_written(fitted, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "trained already" in printed and "epoch 1/2" not in printed
     assert numbers(run) == before
+
+
+@pytest.mark.parametrize("verb", FITTING)
+def test_the_configuration_of_a_run_is_one_of_every_subcommand(fitted, verb, capsys):
+    config = str(fitted[0] / "config.yaml")
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--config", config, "--print_config"])
+    assert stop.value.code == 0 and "tests.stand_ins.StandIns" in capsys.readouterr().out
+    if verb in ("search", "analyse"):
+        line = refused(capsys, verb, "--config", config, "--ckpt_path", "last.ckpt")
+        assert "ckpt_path is last.ckpt, but adapters are read from folders here; give --model.adapters" in line
 
 
 def test_other_settings_do_not_overwrite_a_run(fitted, tmp_path, capsys):
