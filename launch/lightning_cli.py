@@ -208,8 +208,8 @@ class SheetbendCLI(ConfiguredCLI):
 def _refuse_checkpoint(path: str | None) -> None:
     if path is not None:
         raise SheetbendError(
-            f"ckpt_path is {path}, but adapters are read from folders here; give --model.adapters, or none for those of "
-            "the run folder"
+            f"ckpt_path is {path}, but adapters are read from folders here; give --model.adapters, or none for those "
+            "of the run folder"
         )
 
 
