@@ -27,6 +27,15 @@ from mergers import SheetbendError
 
 DESCRIPTION = "Fine-tune LoRA adapters, merge them into one model, and see what merging kept."
 
+USAGE = """%(prog)s --config FILE [options]
+
+FILE is a configuration, such as configs/quickstart.yaml; every option below can stand in it. More is said by
+--model.help NAME, --data.help NAME, --search.help, --adaptation.help and --analysis.help."""
+TITLES = (
+    ("A DataModule standardizes", "The data: which tasks, and how their examples come"),
+    ("Fine-tune one LoRA adapter", "The model: a frozen backbone, and the adapters of all tasks"),
+    ("Lightning's Trainer", "Lightning's Trainer"),
+)
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs/run",
     "enable_model_summary": False,
@@ -78,6 +87,9 @@ class ConfiguredCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what Lightning has no word for."""
+        parser.usage = USAGE
+        for group in parser._action_groups:  # which else have the first line of Lightning's own docstrings
+            group.title = next((title for begin, title in TITLES if (group.title or "").startswith(begin)), group.title)
         parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="Test every variant when ``fit`` has ended."
         )

@@ -54,7 +54,13 @@ def one_line(message: str, known: Iterable[str] = (), place: str = "", lacking: 
         return "the configuration is no mapping of settings; see configs/quickstart.yaml"
     required = re.search(r"the following arguments are required: (.*)", message)
     if required:
-        return f"{prefix}{required[1]} missing or null; give it, or a configuration that has it: --config FILE"
+        # Of the whole configuration the names begin with the subcommand's.
+        names = re.sub(r"\b\w+\.(?=(?:data|model)\b)", "", required[1])
+        it = "them" if ", " in names else "it"
+        return f"{prefix}{names} missing or null; give {it}, or a configuration that has {it}: --config FILE"
+    absent = re.search(r"File does not exist: '(.*)'", message)
+    if absent and place == "config":
+        return f"--config {absent[1]} does not exist; give a configuration, such as configs/quickstart.yaml"
     choices = re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", message)
     if choices:
         known_values = choices[1].replace("'", "")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mergers.preflight import Estimate
 
 _MOST_NOTES = 8
+NEGLIGIBLE = 1e-6  # relative error by truncation that is rounding
 
 
 def preflight(screen: Console, plan: Any, adapters: "Sequence[Adapter]", estimate: "Estimate") -> None:
@@ -140,7 +141,7 @@ def _norms(adapters: "Sequence[Adapter]") -> list[tuple[str, float]]:
 def _errors(done: "MergeSummary") -> str:
     """Return what truncation and rounding have cost, relative to the whole."""
     rounding = _rounding(done.rounding_error, done.settings["dtype"])
-    if done.settings.get("rank") is None:
+    if done.settings.get("rank") is None or done.truncation_error < NEGLIGIBLE:
         return f"none by truncation, {rounding}"
     worst = ", ".join(f"{module} {error:.1%}" for module, error in done.worst(1))
     return f"{done.truncation_error:.2%} by truncation to rank {done.settings['rank']} (largest: {worst}), {rounding}"

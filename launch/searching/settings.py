@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
@@ -114,6 +115,13 @@ class Search:
     def __post_init__(self) -> None:
         if self.strategy not in get_args(StrategyName):
             raise SheetbendError(f"search.strategy is {self.strategy!r}; known: {', '.join(get_args(StrategyName))}")
+        # Which joint label spaces there are is known with the data.
+        if self.metric not in ("normalised", "mean") and not re.fullmatch(r"\w+_hits@\d+", self.metric):
+            close = did_you_mean(self.metric, ["normalised", "mean", "joint_hits@1"])
+            raise SheetbendError(
+                f"search.metric {self.metric!r} is not recorded{close}; known: normalised, mean, joint_hits@1 and "
+                "others of a joint label space"
+            )
         for field_ in ("trials", "at_once"):
             if getattr(self, field_) is not None:
                 check_number(f"search.{field_}", getattr(self, field_), least=1)

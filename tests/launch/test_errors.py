@@ -46,6 +46,14 @@ Given value: {{'class_path': 'x'}}"""
             UNION.format(reason="Expected a typing.Literal['16', 'x']"),
             "data: expected null or 16, x, not \"{'class_path': 'x'}\"",
         ),
+        (
+            "the following arguments are required: analyse.data, analyse.model",
+            "data, model missing or null; give them, or a configuration that has them: --config FILE",
+        ),
+        (
+            "Parser key \"config\": File does not exist: '/a/nope.yaml'",
+            "--config /a/nope.yaml does not exist; give a configuration, such as configs/quickstart.yaml",
+        ),
         ("something\n   else", "something else"),
     ],
 )

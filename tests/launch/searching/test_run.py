@@ -167,6 +167,7 @@ def test_an_interrupted_search_goes_on_with_nothing_measured_twice(run, measured
     [
         (["--search.metric", "joint_hits@2"], "search.metric 'joint_hits@2' is not recorded"),
         (["--search.metric", "normalized"], "(did you mean 'normalised'?)"),
+        (["--search.metric", "nope", "--model.adapters", "gone"], "search.metric 'nope' is not recorded"),
         (["--search.over", "{}"], "leave nothing to search"),
         (["--search.over", "{densitty: [0.1]}"], "'densitty', which no merge has (did you mean 'density'?)"),
         (["--search.over", "{density: [2.0]}"], "search over method.density of knots-ties: Ties density is 2.0"),
