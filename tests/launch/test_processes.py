@@ -77,5 +77,6 @@ def test_another_number_of_processes_does_not_go_on_with_a_run(runs, capsys):
 def test_what_takes_one_process_says_so(runs, capsys, verb):
     folder, _ = runs
     words = [verb, *(["tasks"] if verb == "analyse" else []), "--config", str(folder / "one" / "config.yaml")]
-    line = refused(capsys, *words, "--trainer.devices", "2")
+    over = ["--search.over", "{density: [0.2, 0.3]}"] if verb == "search" else []
+    line = refused(capsys, *words, *over, "--trainer.devices", "2")
     assert f"make 2 processes; {verb} runs in one, give --trainer.devices 1" in line

@@ -139,7 +139,10 @@ def test_two_processes_count_every_example_once_in_every_variant(tiny_clip, tmp_
 class Few(StandIns):
     def load(self, task):
         _, make, _ = TASKS[task]
-        return {split: make(task, split, 1 if (task, split) == ("shade", "test") else 9) for split in ("train", "val", "test")}
+        return {
+            split: make(task, split, 1 if (task, split) == ("shade", "test") else 9)
+            for split in ("train", "val", "test")
+        }
 
 
 def test_a_task_with_fewer_examples_than_processes_is_refused(tiny_clip):
@@ -153,7 +156,10 @@ def test_a_task_with_fewer_examples_than_processes_is_refused(tiny_clip):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ({"strategy": "ddp_fork"}, r"strategy is DDPStrategy, in which each process would train for itself.*AdapterDDP"),
+        (
+            {"strategy": "ddp_fork"},
+            r"strategy is DDPStrategy, in which each process would train for itself.*AdapterDDP",
+        ),
         ({"use_distributed_sampler": True}, r"use_distributed_sampler is true.*give false"),
     ],
     ids=str,
