@@ -22,7 +22,7 @@ from launch.runs import CHECKPOINT, Interruption, SaveConfig
 from launch.searching import run as searching
 from launch.searching.settings import Search
 from launch.verbs import SheetbendTrainer
-from lightning_modules import AdapterDDP, Adaptation, LoRATasks
+from lightning_modules import Adaptation, AdapterDDP, LoRATasks
 from mergers import SheetbendError
 
 DESCRIPTION = "Fine-tune LoRA adapters, merge them into one model, and see what merging kept."

@@ -12,8 +12,8 @@ from lightning_modules.text_generator import TextGenerator
 from lightning_modules.variants import Variant
 
 __all__ = [
-    "AdapterDDP",
     "Adaptation",
+    "AdapterDDP",
     "ImageClassifier",
     "LoRA",
     "LoRATasks",

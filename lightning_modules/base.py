@@ -19,7 +19,7 @@ from lightning_modules.backbones import base_name, checkpoint_activations
 from lightning_modules.checks import check_number
 from lightning_modules.evaluation import VariantTester
 from lightning_modules.lora import LoRA, adapter_parameters, live_adapter, wrap
-from lightning_modules.processes import AdapterDDP, sum_gradients, total
+from lightning_modules.processes import AdapterDDP, sum_gradients, summed
 from lightning_modules.progress import SCHEDULES, TaskProgress, steps_of_each
 from lightning_modules.scores import headline_scores
 from lightning_modules.variants import FINETUNED
@@ -235,7 +235,7 @@ class LoRATasks(VariantTester):
                 loss = self.loss(self(batch.inputs), batch.labels, batch.task)
         if several:
             terms = 0 if batch.labels is None else self.loss_terms(batch.labels)
-            loss = loss * (terms / total(terms, self.device))
+            loss = loss * (terms / summed(terms, self.device))
         self.progress[batch.task].batches += 1
         self._stepping = batch.task
         size = batch.elsewhere + (0 if batch.labels is None else len(batch.labels))
@@ -251,7 +251,7 @@ class LoRATasks(VariantTester):
     ) -> None:
         """Take a step; of several processes with the sum of their gradients, before they are unscaled and clipped."""
 
-        def summed() -> Any:
+        def closure() -> Any:
             loss = optimizer_closure()
             if self._stepping is None:  # an empty turn
                 return None
@@ -259,7 +259,7 @@ class LoRATasks(VariantTester):
             return loss
 
         several = self.trainer.world_size > 1
-        super().optimizer_step(epoch, batch_idx, optimizer, summed if several else optimizer_closure)
+        super().optimizer_step(epoch, batch_idx, optimizer, closure if several else optimizer_closure)
 
     def on_before_optimizer_step(self, optimizer: AdamW) -> None:
         """Count the step for the task whose gradients it uses; empty turns have none."""

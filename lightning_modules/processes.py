@@ -41,7 +41,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = total.view_as(parameter).to(parameter.dtype) if has else None
 
 
-def total(number: int, device: torch.device) -> Tensor:
+def summed(number: int, device: torch.device) -> Tensor:
     """Return the sum of every process's ``number``, a float32 scalar on ``device``."""
     number = torch.tensor(float(number), device=device)
     distributed.all_reduce(number)
