@@ -42,8 +42,8 @@ class TaskDataModule(LightningDataModule):
 
     Args:
         tasks: names of the tasks, in the order of tables and turns.
-        batch_size: examples in a training batch.
-        eval_batch_size: examples in a validation or test batch; results do not depend on it.
+        batch_size: examples in a training batch of each process; two processes train as one with twice the number.
+        eval_batch_size: examples in a validation or test batch of each process; results do not depend on it.
         batches_per_epoch: training batches of each task in an epoch (one number, or a map from task name to number);
             passes over the examples follow each other without regard to epochs. None: one pass an epoch.
         num_workers: processes that load batches; 0 loads them in the main process.
@@ -213,9 +213,10 @@ class TaskDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Load every task once, and check that no example is in two splits of its task."""
-        if self.trainer is not None and self.trainer.world_size > 1:
+        connector = getattr(self.trainer, "_accelerator_connector", None)
+        if place(self.trainer)[1] > 1 and getattr(connector, "use_distributed_sampler", False):
             raise SheetbendError(
-                f"trainer.devices makes {self.trainer.world_size} processes; tasks take turns on one device, give 1"
+                "trainer.use_distributed_sampler is true, but tasks deal out their examples themselves; give false"
             )
         self.check_all()
         if self.trainer is not None:
@@ -243,7 +244,7 @@ class TaskDataModule(LightningDataModule):
         """Return the training batches of ``task`` in one epoch; after `setup`."""
         if isinstance(self._given_batches, dict):
             return self._given_batches[task]
-        return self._given_batches or -(-len(self._splits[task]["train"]) // self.batch_size)
+        return self._given_batches or -(-len(self._splits[task]["train"]) // (self.batch_size * place(self.trainer)[1]))
 
     def steps_per_epoch(self) -> dict[str, int]:
         """Return the optimiser steps of each task in one epoch, under the trainer's limit and accumulation."""
@@ -267,7 +268,8 @@ class TaskDataModule(LightningDataModule):
         """Return one loader of `TaskBatch`, tasks in turn."""
         names = self.task_names
         splits = {name: self._splits[name]["train"] for name in names}
-        orders = {name: TaskOrder(name, len(splits[name]), self.batch_size, self.seed) for name in names}
+        rank, world = place(self.trainer)
+        orders = {name: TaskOrder(name, len(splits[name]), self.batch_size * world, self.seed) for name in names}
         sampler = TurnSampler(
             orders,
             {name: self.batches_per_epoch(name) for name in names},
@@ -275,21 +277,31 @@ class TaskDataModule(LightningDataModule):
             finished=self._finished_tasks,
             same_epoch=bool(self.trainer and self.trainer.overfit_batches),
         )
-        return self._loader(splits, sampler, TurnLoader)
+        return self._loader(BatchDataset(splits, rank, world), sampler, TurnLoader)
 
     def val_dataloader(self) -> list[DataLoader]:
         """Return one loader a task, in the order of the tasks."""
-        return self._eval_loaders("val")
+        return self.eval_loaders("val", *place(self.trainer))
 
     def test_dataloader(self) -> list[DataLoader]:
         """Return one loader a task, in the order of the tasks."""
-        return self._eval_loaders("test")
+        return self.eval_loaders("test", *place(self.trainer))
 
-    def _eval_loaders(self, split: str) -> list[DataLoader]:
-        return [
-            self._loader({name: data[split]}, EvalSampler(name, data[split].eval_order(), self.eval_batch_size))
-            for name, data in self._splits.items()
-        ]
+    def eval_loaders(self, split: str, rank: int = 0, world: int = 1) -> list[DataLoader]:
+        """Return one loader a task, in the order of the tasks, of what one process has of each batch.
+
+        Raises:
+            SheetbendError: a task has fewer examples than there are processes, so that one would have no score of it.
+        """
+        loaders = []
+        for name, data in self._splits.items():
+            if len(data[split]) < world:
+                raise SheetbendError(
+                    f"task {name}: {len(data[split])} examples are too few for {world} processes; give fewer devices"
+                )
+            sampler = EvalSampler(name, data[split].eval_order(), self.eval_batch_size * world)
+            loaders.append(self._loader(BatchDataset({name: data[split]}, rank, world), sampler))
+        return loaders
 
     def sample_loaders(self, split: str, count: int) -> list[DataLoader]:
         """Return one loader a task of as many of its examples, drawn by the seed; fewer where a task has fewer."""
@@ -298,13 +310,13 @@ class TaskDataModule(LightningDataModule):
         for name, data in self._splits.items():
             drawn = torch.randperm(len(data[split]), generator=derive_generator(self.seed, name, "sample"))[:count]
             sampler = EvalSampler(name, drawn.sort().values.tolist(), self.eval_batch_size)
-            loaders.append(self._loader({name: data[split]}, sampler))
+            loaders.append(self._loader(BatchDataset({name: data[split]}), sampler))
         return loaders
 
-    def _loader(self, splits: dict[str, Split], sampler: Any, kind: type[DataLoader] = DataLoader) -> DataLoader:
+    def _loader(self, dataset: BatchDataset, sampler: Any, kind: type[DataLoader] = DataLoader) -> DataLoader:
         # A generator of its own: without one the loader would draw from the global stream.
         return kind(
-            BatchDataset(splits),
+            dataset,
             sampler=sampler,
             batch_size=None,
             num_workers=self.num_workers,
@@ -327,6 +339,11 @@ class TaskDataModule(LightningDataModule):
                     f"task {task}: its examples are not those that the checkpoint was trained on; start a run of "
                     "its own with another --trainer.default_root_dir"
                 )
+
+
+def place(trainer: Any) -> tuple[int, int]:
+    """Return the number of this process and how many there are, (0, 1) without a trainer."""
+    return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
 
 
 def check_labels(task: Any, splits: dict[str, Split]) -> None:

@@ -76,16 +76,18 @@ class TaskBatch(NamedTuple):
 
     Attributes:
         task: name of the task.
-        inputs: for images uint8 (B, 3, H, W), for texts a map of int64 (B, L); none in the empty turn of a task that
-            has stopped.
+        inputs: for images uint8 (B, 3, H, W), for texts a map of int64 (B, L); none where this process has no example
+            of the batch, as in the empty turn of a task that has stopped.
         labels: int64 (B,), or none; where answers in words are learned, their tokens, int64 (B, M).
         references: for generated text, the right answers; else none.
+        elsewhere: examples of this batch that other processes have.
     """
 
     task: str
     inputs: Any
     labels: Tensor | None
     references: list[str] | None = None
+    elsewhere: int = 0
 
 
 class Split(Protocol):

@@ -143,15 +143,26 @@ class EvalSampler(SequentialSampler):
 
 
 class BatchDataset(Dataset[TaskBatch]):
-    """Whole batches by key; used with ``DataLoader(batch_size=None)``."""
+    """Whole batches by key, or what one of several processes has of them; used with ``DataLoader(batch_size=None)``.
 
-    def __init__(self, splits: dict[str, Split]):
-        self.splits = splits
+    All processes go through the same keys, so that they take the same number of steps; a batch is dealt out to them
+    example by example, and one with fewer examples than processes leaves some of them none.
+
+    Args:
+        splits: one of each task.
+        rank: number of this process.
+        world: number of processes.
+    """
+
+    def __init__(self, splits: dict[str, Split], rank: int = 0, world: int = 1):
+        self.splits, self.rank, self.world = splits, rank, world
 
     def __getitem__(self, key: Key) -> TaskBatch:
         """Return the batch of (task, example indices)."""
         task, indices = key
-        return TaskBatch(task, None, None) if indices is None else TaskBatch(task, *self.splits[task].batch(indices))
+        own = (indices or [])[self.rank :: self.world]
+        content = self.splits[task].batch(own) if own else (None, None)
+        return TaskBatch(task, *content)._replace(elsewhere=len(indices or []) - len(own))
 
 
 class TurnLoader(DataLoader):

@@ -7,9 +7,9 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from datamodules.base import TaskDataModule
+from datamodules.base import TaskDataModule, place
 from datamodules.tasks import Split, TaskBatch
-from datamodules.turns import EvalSampler, TaskOrder
+from datamodules.turns import TaskOrder
 from mergers.errors import SheetbendError
 from mergers.seeding import derive_generator
 
@@ -150,7 +150,7 @@ class UnlabelledBatches(LightningDataModule):
             task: TaskOrder(task, len(examples), self.batch_size, self.seed) for task, examples in self.examples.items()
         }
         batches = self.steps * (self.trainer.accumulate_grad_batches if self.trainer else 1)
-        sampler = StepSampler(orders, self.examples, batches, *self._place())
+        sampler = StepSampler(orders, self.examples, batches, *place(self.trainer))
         return StepLoader(
             StepDataset(self.splits),
             sampler=sampler,
@@ -161,34 +161,11 @@ class UnlabelledBatches(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader]:
         """Return one loader a task, of this process's share of the examples."""
-        return [self._share(loader) for loader in self.datamodule.val_dataloader()]
+        return self.datamodule.eval_loaders("val", *place(self.trainer))
 
     def test_dataloader(self) -> list[DataLoader]:
         """Return one loader a task, of this process's share of the examples."""
-        return [self._share(loader) for loader in self.datamodule.test_dataloader()]
-
-    def _place(self) -> tuple[int, int]:
-        """Return the number of this process, and how many there are."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _share(self, loader: DataLoader) -> DataLoader:
-        rank, world = self._place()
-        if world == 1:
-            return loader
-        whole = loader.sampler
-        if len(whole.order) < world:
-            raise SheetbendError(
-                f"task {whole.task}: {len(whole.order)} examples are too few for {world} processes; give fewer devices"
-            )
-        # Every process gets some of each task: one without any would not take part where scores are gathered.
-        order = whole.order[rank::world]
-        return DataLoader(
-            loader.dataset,
-            sampler=EvalSampler(whole.task, order, whole.batch_size),
-            batch_size=None,
-            num_workers=loader.num_workers,
-            generator=loader.generator,
-        )
+        return self.datamodule.eval_loaders("test", *place(self.trainer))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must find unchanged."""

@@ -22,7 +22,7 @@ from launch.runs import CHECKPOINT, Interruption, SaveConfig
 from launch.searching import run as searching
 from launch.searching.settings import Search
 from launch.verbs import SheetbendTrainer
-from lightning_modules import Adaptation, LoRATasks
+from lightning_modules import Adaptation, AdapterDDP, LoRATasks
 from mergers import SheetbendError
 
 DESCRIPTION = "Fine-tune LoRA adapters, merge them into one model, and see what merging kept."
@@ -38,11 +38,18 @@ TITLES = (
 )
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs/run",
+    "devices": 1,  # two would train as one with twice the batch, so that it is for the user to say
     "enable_model_summary": False,
     "log_every_n_steps": 10,
     "max_epochs": 10,
     "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,  # tasks deal out their examples themselves
 }
+
+
+def processes(trainer: Trainer) -> int:
+    """Return how many processes ``trainer`` runs in."""
+    return trainer.num_devices * trainer.num_nodes
 
 
 class ConfiguredCLI(LightningCLI):
@@ -204,7 +211,24 @@ class ConfiguredCLI(LightningCLI):
                 self.output, name="tensorboard", version="training", default_hp_metric=False
             )
         extra: list[Callback] = [callback for callback in own if not issubclass(type(callback), given)]
-        return self._instantiate_trainer({**settings, **kwargs}, extra)
+        trainer = self._trainer({**settings, **kwargs}, extra)
+        if processes(trainer) == 1 or adapts:
+            return trainer
+        # How many there are is known only now, by what the machine has.
+        if settings.get("strategy", "auto") not in ("auto", "ddp"):
+            raise SheetbendError(
+                f"trainer.strategy is {settings['strategy']}; {processes(trainer)} processes work by ddp, leave it out"
+            )
+        return self._trainer({**settings, **kwargs, "strategy": AdapterDDP()}, extra)
+
+    def _trainer(self, settings: dict[str, Any], extra: list[Callback]) -> Trainer:
+        given = settings.get("callbacks")
+        if isinstance(given, list):  # to which Lightning adds the others
+            settings = settings | {"callbacks": list(given)}
+        try:
+            return self._instantiate_trainer(settings, extra)
+        except ValueError as error:
+            raise SheetbendError(f"trainer: {' '.join(str(error).split())}") from None
 
     @property
     def folder(self) -> Path:

@@ -14,7 +14,7 @@ import callbacks
 from launch import adaptation, cli
 from launch.analysing import run as analysing
 from launch.analysing.settings import Analysis
-from launch.configured_cli import ConfiguredCLI
+from launch.configured_cli import ConfiguredCLI, processes
 from launch.locks import alone
 from launch.runs import ADAPTATION_SETTINGS, SaveConfig, clear, read_checkpoint, resume_point
 from launch.searching import run as searching
@@ -22,6 +22,7 @@ from launch.searching.records import Records
 from launch.searching.strategies import check_installed
 from launch.searching.sweep import Sweeper
 from lightning_modules import LoRATasks
+from lightning_modules.processes import check_processes
 from mergers import SheetbendError
 
 # What checkpoints hold, and what is said of others.
@@ -36,15 +37,15 @@ class SheetbendCLI(ConfiguredCLI):
         """Load data and model before anything is written, so that what fails for want of them leaves no trace."""
         datamodule.check_all()
         datamodule.quiet = self.trainer.progress_bar_callback is None
-        processes = self.trainer.num_devices * self.trainer.num_nodes
-        if processes > 1 and self.in_series:  # each would be started with the command line of the whole series
+        several = processes(self.trainer)
+        if several > 1 and self.in_series:  # each would be started with the command line of the whole series
             raise SheetbendError(
-                f"trainer.devices and num_nodes make {processes} processes; a series runs in one, give "
+                f"trainer.devices and num_nodes make {several} processes; a series runs in one, give "
                 "--trainer.devices 1, or one seed a command"
             )
-        if processes > 1 and self.subcommand != "adapt":  # before Lightning starts them
+        if several > 1 and self.subcommand in ("search", "analyse"):
             raise SheetbendError(
-                f"trainer.devices and num_nodes make {processes} processes; tasks take turns on one device, give "
+                f"trainer.devices and num_nodes make {several} processes; {self.subcommand} runs in one, give "
                 "--trainer.devices 1"
             )
         if self.trainer.accumulate_grad_batches < 1:
@@ -75,10 +76,11 @@ class SheetbendCLI(ConfiguredCLI):
                 if not overwrite and checkpoint is None:
                     checkpoint = resume_point(self.folder, self._settings("fit"))
                 content = read_checkpoint(checkpoint, *FITTED)
+                check_processes(content.get("processes", 1) if content else None, processes(self.trainer))
                 self._prepare(model, datamodule, fresh=True)
-                if overwrite:
+                if overwrite and self.trainer.is_global_zero:
                     clear(self.folder)
-                if checkpoint is not None:
+                if checkpoint is not None and self.trainer.is_global_zero:
                     done = content["epoch"] + 1 >= (self.trainer.max_epochs or 0) != -1
                     print(f"{'trained already' if done else 'going on from'}: {checkpoint}", flush=True)
             self._run(self.trainer.fit, model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -101,8 +103,8 @@ class SheetbendCLI(ConfiguredCLI):
             self._prepare(model, datamodule, fresh=False)
             module, data = adaptation.prepared(model, datamodule, settings)
             if content:
-                module.check(content, self.trainer.num_devices * self.trainer.num_nodes)
-            if overwrite and not self.trainer.fast_dev_run:
+                module.check(content, processes(self.trainer))
+            if overwrite and self.trainer.is_global_zero and not self.trainer.fast_dev_run:
                 clear(folder)
             if checkpoint is not None and self.trainer.is_global_zero:
                 print(f"going on from: {checkpoint}", flush=True)

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from lightning_modules.backbones import base_name, checkpoint_activations
 from lightning_modules.checks import check_number
 from lightning_modules.evaluation import VariantTester
 from lightning_modules.lora import LoRA, adapter_parameters, live_adapter, wrap
+from lightning_modules.processes import AdapterDDP, sum_gradients, summed
 from lightning_modules.progress import SCHEDULES, TaskProgress, steps_of_each
 from lightning_modules.scores import headline_scores
 from lightning_modules.variants import FINETUNED
@@ -32,7 +33,8 @@ class LoRATasks(VariantTester):
     Each training batch belongs to one task and touches that task's adapter only: AdamW passes over parameters
     without a gradient, clipping sees one task's gradients, and learning rate, data order, dropout and early stopping
     are the task's own. Training T adapters together therefore gives what T separate runs give, to rounding. One
-    task is plain fine-tuning.
+    task is plain fine-tuning. Several processes, each with a part of every batch (strategy `AdapterDDP`), give what one
+    gives with the whole batch, to rounding and to dropout.
 
     The datamodule names the tasks: objects with ``name`` and whatever the subclass's heads need.
 
@@ -150,6 +152,10 @@ class LoRATasks(VariantTester):
         spread = -logits.log_softmax(-1)[:, present].mean()
         return (1 - self.label_smoothing) * loss + self.label_smoothing * spread
 
+    def loss_terms(self, labels: Tensor) -> int:
+        """Return how many terms `loss` is the mean of; by which the parts of several processes are weighed."""
+        return len(labels)
+
     # Building.
 
     @property
@@ -207,21 +213,53 @@ class LoRATasks(VariantTester):
     @contextlib.contextmanager
     def _own_random_stream(self, task: str) -> Iterator[None]:
         """Draw dropout from (seed, task, batch of that task), and leave the global generators as they were."""
+        rank = self.trainer.global_rank
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(derive_seed(self.seed, task, "dropout", self.progress[task].batches))
+            stream = ("dropout", self.progress[task].batches, *([rank] if rank else []))
+            torch.manual_seed(derive_seed(self.seed, task, *stream))
             yield
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Return the loss of one batch of one task, or none for the empty turn of a finished task."""
+        """Return the loss of one batch of one task, or none for the empty turn of a finished task.
+
+        Of several processes each returns its part of the loss, so that the sum of their gradients is that of the batch.
+        """
+        several = self.trainer.world_size > 1
+        if batch.labels is None and not batch.elsewhere:
+            return self._no_loss() if several else None
         if batch.labels is None:
-            return None
-        self.activate(batch.task)
-        with self._own_random_stream(batch.task):
-            loss = self.loss(self(batch.inputs), batch.labels, batch.task)
+            loss = self._no_loss()
+        else:
+            self.activate(batch.task)
+            with self._own_random_stream(batch.task):
+                loss = self.loss(self(batch.inputs), batch.labels, batch.task)
+        if several:
+            terms = 0 if batch.labels is None else self.loss_terms(batch.labels)
+            loss = loss * (terms / summed(terms, self.device))
         self.progress[batch.task].batches += 1
         self._stepping = batch.task
-        self.log(f"train_loss/{batch.task}", loss, batch_size=len(batch.labels))
+        size = batch.elsewhere + (0 if batch.labels is None else len(batch.labels))
+        self.log(f"train_loss/{batch.task}", loss, batch_size=size, sync_dist=several, reduce_fx="sum")
         return loss
+
+    def _no_loss(self) -> Tensor:
+        """Return a loss without a gradient: Lightning takes no other of several processes."""
+        return torch.zeros((), device=self.device, requires_grad=True)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Take a step; of several processes with the sum of their gradients, before they are unscaled and clipped."""
+
+        def closure() -> Any:
+            loss = optimizer_closure()
+            if self._stepping is None:  # an empty turn
+                return None
+            sum_gradients(self.task_parameters(self._stepping).values())
+            return loss
+
+        several = self.trainer.world_size > 1
+        super().optimizer_step(epoch, batch_idx, optimizer, closure if several else optimizer_closure)
 
     def on_before_optimizer_step(self, optimizer: AdamW) -> None:
         """Count the step for the task whose gradients it uses; empty turns have none."""
@@ -268,6 +306,11 @@ class LoRATasks(VariantTester):
 
     def on_fit_start(self) -> None:
         """Switch dropout on, and stop at once where a resumed run has nothing left to train."""
+        if self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, AdapterDDP):
+            raise SheetbendError(
+                f"the Trainer's strategy is {type(self.trainer.strategy).__name__}, in which each process would train "
+                "for itself; give lightning_modules.AdapterDDP()"
+            )
         self.train()  # from_pretrained leaves a model in eval mode
         self._stop_if_all_finished()
 
@@ -322,6 +365,7 @@ class LoRATasks(VariantTester):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
         checkpoint["tasks"] = {name: asdict(progress) for name, progress in self.progress.items()}
         checkpoint["best"] = self.best
+        checkpoint["processes"] = self.trainer.world_size
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up each task's progress where the checkpoint left it."""

@@ -153,6 +153,8 @@ class VariantTester(LightningModule, ABC):
         self.evaluator.update(name, batch.task, None, largest, batch.labels)
 
     def _evaluate(self, batch: Any) -> None:
+        if batch.labels is None:  # a last batch of fewer examples than there are processes
+            return
         for name, variant in self.variants.items():
             if variant.tasks is None or batch.task in variant.tasks:
                 self.evaluate(name, variant, batch)
@@ -188,9 +190,10 @@ class VariantTester(LightningModule, ABC):
         # For the progress bar and for callbacks that monitor; ResultsCallback writes the curves of all variants.
         own = [score for score in headline_scores(self._scores) if score.variant == FINETUNED]
         for score in own:
-            self.log(f"{stage}_{score.metric}/{score.task}", score.value, logger=False)
+            self.log(f"{stage}_{score.metric}/{score.task}", score.value, logger=False, sync_dist=True)
         if own:
-            self.log(f"{stage}_score", sum(s.value for s in own) / len(own), prog_bar=True, logger=False)
+            mean = sum(score.value for score in own) / len(own)
+            self.log(f"{stage}_score", mean, prog_bar=True, logger=False, sync_dist=True)
 
     def scores(self) -> list[Score]:
         """Return what the last validation or test measured."""

@@ -126,7 +126,7 @@ class Meter:
 
     def scores(self) -> list[Score]:
         """Return what was measured, in the order in which it first came up; joint metrics over all examples last."""
-        seen = self._seen_by_all()
+        seen = self._gathered()
         scores = [Score(*key, float(metric.compute()), seen[key]) for key, metric in self._metrics.items()]
         pooled: dict[tuple[str, str], tuple[float, int]] = {}
         for score in scores:
@@ -137,10 +137,13 @@ class Meter:
             Score(variant, "all", name, hits / count, count) for (variant, name), (hits, count) in pooled.items()
         ]
 
-    def _seen_by_all(self) -> dict[tuple[str, str, str], int]:
+    def _gathered(self) -> dict[tuple[str, str, str], int]:
         """Return the examples that all processes together have seen; metrics gather their own states."""
         if not self._metrics or not (distributed.is_available() and distributed.is_initialized()):
             return self._seen
+        if distributed.get_backend() == "nccl":  # which sends nothing that lies on the CPU, as sums of answers do
+            for metric in self._metrics.values():
+                metric.to("cuda")
         device = next(iter(self._metrics.values())).device
         total = torch.tensor([self._seen[key] for key in self._metrics], device=device)
         distributed.all_reduce(total)

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 
+from datamodules.base import place
 from datamodules.prompts import IGNORED
 from lightning_modules.answers import AnswerEvaluator
 from lightning_modules.backbones import load_pretrained, load_tokenizer
 from lightning_modules.base import LoRATasks
 from lightning_modules.checks import check_number
+from lightning_modules.processes import in_all_processes
 from lightning_modules.variants import Variant
 from mergers import SheetbendError
 from mergers.files import atomic_write
@@ -121,6 +123,10 @@ class TextGenerator(LoRATasks):
         known = labels[labels != IGNORED]
         return nn.functional.cross_entropy(features.float(), known, label_smoothing=self.label_smoothing)
 
+    def loss_terms(self, labels: Tensor) -> int:
+        """Return the number of the answers' tokens."""
+        return int((labels != IGNORED).sum())
+
     # Answers.
 
     @torch.no_grad()
@@ -147,13 +153,15 @@ class TextGenerator(LoRATasks):
             self._note_answers(name, batch, answers, worth, before)
 
     def _note_answers(self, variant: str, batch: Any, answers: list[str], worth: list[float], before: int) -> None:
-        kept = min(len(answers), self.saved_answers - before)
-        prompts = self.tokenizer.batch_decode(batch.inputs["input_ids"][:kept], skip_special_tokens=True)
+        rank, world = place(self.trainer)
+        prompts = self.tokenizer.batch_decode(batch.inputs["input_ids"], skip_special_tokens=True)
         for row, prompt in enumerate(prompts):
-            entry = {"task": batch.task, "example": before + row, "variant": variant, "prompt": prompt[-PROMPT_TAIL:]}
-            self._answers.append(
-                {**entry, "answer": answers[row], "reference": batch.references[row], "score": worth[row]}
-            )
+            example = (before + row) * world + rank  # batches are dealt out to processes example by example
+            if example < self.saved_answers:
+                entry = {"task": batch.task, "example": example, "variant": variant, "prompt": prompt[-PROMPT_TAIL:]}
+                self._answers.append(
+                    {**entry, "answer": answers[row], "reference": batch.references[row], "score": worth[row]}
+                )
 
     def on_test_epoch_start(self) -> None:
         """Forget the last test."""
@@ -163,6 +171,7 @@ class TextGenerator(LoRATasks):
     def on_test_epoch_end(self) -> None:
         """Note what was measured, and write the first answers to the run folder."""
         super().on_test_epoch_end()
+        self._answers = in_all_processes(self._answers)
         if not self._answers or not self.trainer.is_global_zero or self.trainer.fast_dev_run:
             return
         tasks, variants = self.task_names, list(self.variants)

@@ -11,7 +11,7 @@ from mergers.adapters.common import common_facts
 from mergers.models import apply_adapter
 from mergers.output.folder import save_result
 from mergers.output.summary import MergeSummary
-from mergers.output.truncation import require_rank, truncate
+from mergers.output.truncation import in_order, require_rank, truncate
 from mergers.parallel import map_modules
 from mergers.updates import Adapter, Update
 
@@ -61,7 +61,7 @@ class MergedAdapter(Adapter):
         def truncated(module: str) -> Update:
             if len(self[module].shape) != 2:
                 return self[module]
-            return truncate(self[module], rank, [source[module] for source in self.sources]).update
+            return truncate(self[module], rank, in_order(self.sources, module)).update
 
         updates = map_modules(truncated, modules)
         return MergedAdapter(dict(zip(modules, updates, strict=True)), self.merger, self.sources, self.for_task)

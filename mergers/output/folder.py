@@ -21,7 +21,7 @@ from mergers.files import atomic_folder, write_safetensors
 from mergers.output.card import model_card
 from mergers.output.model_folder import ModelPatch, copy_model, find_places
 from mergers.output.summary import MERGE_FILE, MergeSummary, ModuleNumbers, adapter_facts, truncation_notes
-from mergers.output.truncation import require_rank, rounding_error, truncate
+from mergers.output.truncation import in_order, require_rank, rounding_error, truncate
 from mergers.parallel import map_modules
 from mergers.updates import Adapter, LowRankUpdate, Update
 
@@ -145,7 +145,7 @@ def _factored(
     """Return what PEFT saves for one merged module, and its numbers."""
     error, norm = 0.0, None
     if rank is not None:
-        update, error, norm = truncate(update, rank, [source[module] for source in sources])
+        update, error, norm = truncate(update, rank, in_order(sources, module))
     norm = update.squared_norm() if norm is None else norm
     numbers = ModuleNumbers(max(update.rank, 1), norm, error, rounding_error(update, dtype))
     return peft_tensors(Adapter({module: update}, name="merged", **facts), module, dtype), numbers

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mergers.errors import SheetbendError
 from mergers.functional.linalg import sum_of_squares, truncated_svd
-from mergers.updates import LowRankUpdate, Update
+from mergers.updates import Adapter, LowRankUpdate, Update
 
 # Below this fraction of the whole, a difference of squared norms is mostly rounding of the float32 singular values.
 _CANCELLED = 1e-3
@@ -27,6 +27,11 @@ def require_rank(rank: int | None) -> None:
     """Raise unless ``rank`` is None or a number that a LoRA adapter can have."""
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise SheetbendError(f"rank is {rank!r}; give a whole number from 1 on")
+
+
+def in_order(adapters: Sequence[Adapter], module: str) -> list[Update]:
+    """Return the updates of one module by the names of the tasks: the iteration starts with them in this order."""
+    return [adapter[module] for adapter in sorted(adapters, key=lambda adapter: adapter.name)]
 
 
 def truncate(update: Update, rank: int, sources: Sequence[Update] = ()) -> Truncated:

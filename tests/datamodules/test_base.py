@@ -256,11 +256,32 @@ def test_fingerprints_follow_pictures_and_labels():
     datamodule.load_state_dict(datamodule.state_dict())
 
 
-def test_several_processes_are_refused():
-    datamodule = StandIns(["hue"])
-    datamodule.trainer = type("Two", (), {"world_size": 2})()
-    with pytest.raises(SheetbendError, match="2 processes; tasks take turns on one device"):
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_processes_have_their_parts_of_the_batches_that_one_would_have(world):
+    def batches(datamodule, kind, **of):
+        datamodule.trainer = type("Trainer", (), {"accumulate_grad_batches": 2, "overfit_batches": 0, **of})
+        datamodule.trainer.lightning_module = None
+        loaders = getattr(datamodule, f"{kind}_dataloader")()
+        return [batch for loader in (loaders if isinstance(loaders, list) else [loaders]) for batch in loader]
+
+    one = StandIns(["hue", "shade"], batch_size=4 * world, eval_batch_size=6 * world)
+    several = StandIns(["hue", "shade"], batch_size=4, eval_batch_size=6)
+    for datamodule in (one, several):
         datamodule.setup()
+    for kind in ("train", "val", "test"):
+        whole = batches(one, kind, global_rank=0, world_size=1)
+        parts = [batches(several, kind, global_rank=rank, world_size=world) for rank in range(world)]
+        assert [len(part) for part in parts] == [len(whole)] * world
+        for batch, *own in zip(whole, *parts, strict=True):
+            assert {part.task for part in own} == {batch.task} and batch.elsewhere == 0
+            given = [part for part in own if part.labels is not None]
+            size = 0 if batch.labels is None else len(batch.labels)
+            assert [part.elsewhere for part in given] == [size - len(part.labels) for part in given]
+            if size:
+                for rank, part in enumerate(given):
+                    assert torch.equal(part.inputs, batch.inputs[rank::world])
+                    assert torch.equal(part.labels, batch.labels[rank::world])
+                assert sum(len(part.labels) for part in given) == size
 
 
 def test_arrays_must_be_pictures():

@@ -1,5 +1,7 @@
 """Batches without labels: what they hold, in which order, and that labels go nowhere."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -76,17 +78,18 @@ def test_a_fraction_is_chosen_by_the_seed_and_is_the_same_in_every_pass():
 
 
 @pytest.mark.parametrize("size", [1, 16, 32, 64])
-def test_processes_share_the_examples(size, monkeypatch):
+def test_processes_share_the_examples(size):
     """Each of them sees its own part, all have something to do, and nothing is seen twice."""
     data = loaded(eval_batch_size=size)
     batches = UnlabelledBatches(data, "val", batch_size=8, steps=4)
     whole = keys(UnlabelledBatches(data, "val", batch_size=8, steps=12))
     seen, trained = [], []
     for rank in range(3):
-        monkeypatch.setattr(UnlabelledBatches, "_place", lambda self, rank=rank: (rank, 3))
-        loaders = [list(loader.sampler) for loader in batches.test_dataloader()]
-        assert [task for loader in loaders for task in {task for task, _ in loader}] == ["hue", "shade"]
-        seen += [index for _, indices in loaders[0] for index in indices]
+        batches.trainer = SimpleNamespace(global_rank=rank, world_size=3, accumulate_grad_batches=1)
+        hue, shade = (list(loader) for loader in batches.test_dataloader())
+        assert {batch.task for batch in hue} == {"hue"} and {batch.task for batch in shade} == {"shade"}
+        seen += [picture for batch in hue if batch.inputs is not None for picture in batch.inputs]
         trained.append(keys(batches))
-    assert sorted(seen) == list(range(45))
+    pictures = data.split("hue", "test").inputs
+    assert sorted(one.flatten().tolist() for one in seen) == sorted(one.flatten().tolist() for one in pictures)
     assert [step for steps in zip(*trained, strict=True) for step in steps] == whole

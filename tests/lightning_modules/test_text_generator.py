@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from callbacks.adapter_checkpoint import AdapterCheckpoint
@@ -14,8 +14,9 @@ from datamodules.generation import GenerationDataModule
 from launch.cli import main
 from lightning_modules.answers import read_answer
 from lightning_modules.lora import LoRA
+from lightning_modules.processes import AdapterDDP
 from lightning_modules.text_generator import TextGenerator, greedy
-from mergers import KnOTS, Merger, SheetbendError, TaskArithmetic, Ties
+from mergers import KnOTS, Merger, SheetbendError, TaskArithmetic, Ties, load_adapter
 from tests.generation_stand_ins import learnable, save_tiny_llama, save_tiny_t5
 
 TINY = {
@@ -48,8 +49,9 @@ def data_of(run, **options):
 
 def trainer(run, *callbacks, **options):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    folder = options.pop("default_root_dir", run.folder / "run")
     options = {"enable_checkpointing": False, "num_sanity_val_steps": 0, **options}
-    return Trainer(default_root_dir=run.folder / "run", callbacks=list(callbacks), **quiet, **options)
+    return Trainer(default_root_dir=folder, callbacks=list(callbacks), **quiet, **options)
 
 
 @pytest.fixture(scope="module", params=list(TINY))
@@ -162,6 +164,42 @@ def test_answers_are_there_to_look_at(run):
         assert any(word in entry["prompt"] for word in ("fine", "lovely", "dull", "awful"))
         label = [word[0] for word in task.words].index(entry["reference"])
         assert entry["score"] == read_answer(task, entry["answer"], label, entry["reference"])
+
+
+class Kept(Callback):
+    """Keeps the scores of a test, which a process of its own may make."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_test_end(self, trainer, pl_module):
+        if trainer.is_global_zero:
+            scores = {(one.variant, one.task): (one.count, one.value) for one in pl_module.scores()}
+            self.path.parent.mkdir(exist_ok=True)
+            torch.save(scores, self.path)
+
+
+def test_two_processes_answer_and_learn_as_one(run, tmp_path):
+    found, learned = [], []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+
+        def made(*callbacks, processes=processes, folder=folder):
+            flags = {"devices": 2, "strategy": AdapterDDP(start_method="fork")} if processes == 2 else {}
+            flags |= {"use_distributed_sampler": False, "default_root_dir": folder, "max_epochs": 1}
+            return trainer(run, *callbacks, **flags)
+
+        data = data_of(run, batch_size=14 // processes, eval_batch_size=14 // processes)
+        model = build(run, adapters=str(run.folder / "run" / "adapters"))
+        made(MergeCallback(MERGERS), Kept(folder / "scores.pt")).test(model, data, verbose=False)
+        found.append((torch.load(folder / "scores.pt"), (folder / "answers.jsonl").read_text()))
+        made(AdapterCheckpoint()).fit(build(run), data)
+        learned.append([load_adapter(folder / "adapters" / task) for task in run.tasks])
+    assert found[0] == found[1] and len(found[0][0]) == 4 * len(run.tasks)
+    for mine, theirs in zip(*learned, strict=True):
+        assert list(mine) == list(theirs)
+        for module in mine:
+            torch.testing.assert_close(mine[module].dense(), theirs[module].dense(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
