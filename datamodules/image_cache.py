@@ -274,8 +274,6 @@ class ImageCache:
             _reserve(file.fileno(), file.tell(), int(np.prod(shape)))
             for pixels in in_parallel(work, len(source), f"{owner}: decoding", self.quiet):
                 file.write(pixels.data)
-            file.flush()
-            os.fsync(file.fileno())  # after a loss of power, a renamed folder must not hold zeros
 
 
 def _hash_of(*parts: object) -> str:
@@ -285,7 +283,8 @@ def _hash_of(*parts: object) -> str:
 def _entry(path: Path) -> CacheEntry:
     size, used = 0, 0.0
     with contextlib.suppress(FileNotFoundError):  # another process may remove it meanwhile
-        size, used = sum(file.stat().st_size for file in path.iterdir()), path.stat().st_mtime
+        files = [file for file in path.rglob("*") if file.is_file()]  # one that is being made stands a folder deeper
+        size, used = sum(file.stat().st_size for file in files), path.stat().st_mtime
     return CacheEntry(path, size, used)
 
 

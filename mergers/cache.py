@@ -23,6 +23,7 @@ from mergers.files import atomic_write, cache_folder, write_safetensors
 from mergers.hashing import Digest
 from mergers.spaces.base import Encoded, Space
 from mergers.updates import DenseUpdate, LowRankUpdate, Update
+from mergers.workshops import remove_abandoned
 
 _FORMAT = "1"
 _SUFFIX = ".safetensors"
@@ -30,7 +31,6 @@ _DATA = "data"
 # Tensors begin at multiples of this many bytes, as torch's own do. The kernels behind a product may depend on it,
 # and what is read must give the same bytes as what was written.
 _ALIGNMENT = 64
-_ABANDONED = 24 * 3600  # seconds after which a temporary file belongs to no living process
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class AlignmentCache:
         """
         limit = time.time() - 24 * 3600 * unused_days
         removed = [entry for entry in self.entries() if entry.used <= limit and _remove(entry.path)]
-        self._remove_abandoned()
+        remove_abandoned(self.folder)
         self._size = None
         return removed
 
@@ -124,7 +124,7 @@ class AlignmentCache:
             return
         data, metadata = content
         try:
-            with atomic_write(path) as temporary:
+            with atomic_write(path, flush=False) as temporary:  # it has a checksum
                 write_safetensors({_DATA: data}, temporary, metadata)
                 written = temporary.stat().st_size
             with self._lock:
@@ -147,12 +147,7 @@ class AlignmentCache:
                 break
             if _remove(entry.path):
                 self._size -= entry.size
-        self._remove_abandoned()
-
-    def _remove_abandoned(self) -> None:
-        for entry in _entries(self.folder, temporary=True):
-            if entry.used < time.time() - _ABANDONED:
-                _remove(entry.path)
+        remove_abandoned(self.folder)
 
 
 def _fields(space: Space) -> dict[str, Any]:
@@ -261,14 +256,14 @@ def _checksum_in(path: Path, data: Tensor) -> int:
         return zlib.crc32(memoryview(content)[len(content) - 4 * data.numel() :])
 
 
-def _entries(folder: Path, temporary: bool = False) -> Iterator[CacheEntry]:
-    """Yield the files of the cache, or those that are being written."""
+def _entries(folder: Path) -> Iterator[CacheEntry]:
+    """Yield the files of the cache."""
     try:
         listing = list(os.scandir(folder))
     except OSError:
         return
     for item in listing:
-        if item.name.endswith(_SUFFIX) and item.name.startswith(".") == temporary:
+        if item.name.endswith(_SUFFIX) and not item.name.startswith("."):
             try:
                 status = item.stat()
             except OSError:  # another process has just removed it

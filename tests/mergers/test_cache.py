@@ -195,9 +195,9 @@ def test_clearing_takes_the_old_and_what_was_abandoned(tmp_path):
         cache.encoder(KnOTS())(updates(module))
     old, new = cache.entries()
     os.utime(old.path, (time.time() - 3 * 86400,) * 2)
-    temporary = tmp_path / ".abandoned.x.safetensors"
-    temporary.write_bytes(b"")
-    os.utime(temporary, (time.time() - 3 * 86400,) * 2)
+    temporary = tmp_path / ".abandoned.0a1b2c3d.part"
+    temporary.mkdir()
+    (temporary / "x.safetensors").write_bytes(b"")
     (tmp_path / "somebody's notes.txt").write_text("")
     assert [entry.path for entry in cache.clear(unused_days=2)] == [old.path]
     assert not temporary.exists() and [entry.path for entry in cache.entries()] == [new.path]
