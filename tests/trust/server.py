@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class Ended:
         out: what it printed.
         err: what it printed to stderr.
         changes: what it changed below its folder, in order, such as ``os.rename run/.a.x run/a``.
+        units: what it has worked on, as ``setup`` notes it by `note`, such as one line a step of training.
     """
 
     status: int
@@ -68,6 +69,7 @@ class Ended:
     out: str
     err: str
     changes: tuple[str, ...]
+    units: tuple[str, ...]
 
     @property
     def killed(self) -> bool:
@@ -95,7 +97,7 @@ class Server:
         self._process.stdin.write(json.dumps(given) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
-        return Ended(**answer | {"changes": tuple(answer["changes"])})
+        return Ended(**answer | {name: tuple(answer[name]) for name in ("changes", "units")})
 
     def close(self) -> None:
         """End the process."""
@@ -113,6 +115,8 @@ def serve() -> None:
         folder = Path(job["folder"])
         scratch = folder.parent / f"{folder.name}.scratch"
         scratch.mkdir(exist_ok=True)
+        scratch.chmod(0o777)  # the command may run as another user
+        (scratch / "units").unlink(missing_ok=True)
         began = time.monotonic()
         child = os.fork()
         if child == 0:
@@ -122,8 +126,16 @@ def serve() -> None:
             os.killpg(child, signal.SIGKILL)
         answer: dict[str, Any] = {"status": status, "seconds": time.monotonic() - began}
         answer |= {name: _text(scratch / name) for name in ("out", "err")}
-        answer["changes"] = _text(scratch / "changes").splitlines()
+        answer |= {name: _text(scratch / name).splitlines() for name in ("changes", "units")}
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def note(unit: str) -> None:
+    """Note, in the process of a command, that it has worked on something."""
+    folder = Path.cwd()
+    descriptor = os.open(folder.parent / f"{folder.name}.scratch" / "units", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.write(descriptor, f"{unit}\n".encode())
+    os.close(descriptor)
 
 
 def _text(path: Path) -> str:
@@ -202,7 +214,7 @@ def _named(place: str) -> Any:
 
 def _watch(folder: Path, log: int, job: Mapping[str, Any]) -> None:
     """Note every change below ``folder`` before it is made, and end the process, or act, at the one that is asked for."""
-    prefix, count = str(folder), 0
+    prefix, count = f"{folder}/", 0
     number, action = job["act_before"] or (None, None)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -227,11 +239,6 @@ def _watch(folder: Path, log: int, job: Mapping[str, Any]) -> None:
         os.write(log, f"{event} {' '.join(os.path.relpath(name, folder) for name in names)}\n".encode())
 
     sys.addaudithook(hook)
-
-
-def words_of(words: Sequence[Any]) -> tuple[str, ...]:
-    """Return words as the command line has them."""
-    return tuple(map(str, words))
 
 
 if __name__ == "__main__":
