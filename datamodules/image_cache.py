@@ -22,6 +22,7 @@ from datamodules.decoding import KEY_BYTES, DecodedImages, Images, decode, in_pa
 from datamodules.images import ImageTransform
 from datamodules.sources.image_source import ImageSource
 from mergers.files import atomic_folder, atomic_write, cache_folder
+from mergers.workshops import sweep
 
 _FORMAT = "1"
 _WAIT = 0.2  # seconds between looks at an entry that another process is filling
@@ -134,6 +135,7 @@ class ImageCache:
         Raises:
             SheetbendError: a file is no picture.
         """
+        sweep(self.folder / "keys")
         path = self.folder / "keys" / f"{_hash_of(source.stamp, len(source))}.npy"
         with contextlib.suppress(OSError, ValueError):
             found = np.load(path)

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import callbacks
 from callbacks.progress import progress_bar
+from callbacks.training_events import TrainingEvents
 from launch import adaptation, cli, seeds
 from launch.analysing.output import FOLDER as ANALYSES
 from launch.analysing.settings import Analysis
@@ -166,6 +167,7 @@ class ConfiguredCLI(LightningCLI):
         own = [
             callbacks.AdaptationCheckpoint() if adapts else callbacks.AdapterCheckpoint(),
             callbacks.ResultsCallback(),
+            TrainingEvents(),
             ModelCheckpoint(
                 dirpath=self.output / CHECKPOINT.parent,
                 filename=CHECKPOINT.stem,

@@ -25,9 +25,9 @@ from mergers.spaces.base import Encoded, Space
 from mergers.updates import DenseUpdate, LowRankUpdate, Update
 from mergers.workshops import remove_abandoned
 
-_FORMAT = "1"
+_FORMAT = "2"
 _SUFFIX = ".safetensors"
-_DATA = "data"
+_DATA, _ABOUT = "data", "about"
 # Tensors begin at multiples of this many bytes, as torch's own do. The kernels behind a product may depend on it,
 # and what is read must give the same bytes as what was written.
 _ALIGNMENT = 64
@@ -190,13 +190,8 @@ def _packed(encoded: Encoded) -> tuple[Tensor, dict[str, str]] | None:
         pieces += [flat, flat.new_zeros(padding)]
         start += tensor.numel() + padding
     data = torch.cat(pieces)
-    metadata = {
-        "format": _FORMAT,
-        "layout": json.dumps({"parts": layout, "scales": scales}),
-        "crc32": "0" * 10,
-        "padding": "",
-    }
-    return data, _with_padding(data, metadata | {"crc32": f"{_checksum_of(data):010d}"})
+    about = {"format": _FORMAT, "crc32": _checksum_of(data), "parts": layout, "scales": scales}
+    return data, _padded(data, json.dumps(about))
 
 
 def _checksum_of(data: Tensor) -> int:
@@ -210,25 +205,25 @@ def _checksum_of(data: Tensor) -> int:
     return checksum
 
 
-def _with_padding(data: Tensor, metadata: dict[str, str]) -> dict[str, str]:
+def _padded(data: Tensor, about: str) -> dict[str, str]:
     """Return metadata long enough that the data begins at a multiple of `_ALIGNMENT` in the file.
 
-    The file is 8 bytes, then a JSON header, filled up with blanks to a multiple of 8, then the data.
+    The file is 8 bytes, then a JSON header, filled up with blanks to a multiple of 8, then the data. There is one entry
+    of metadata: safetensors writes several in an order of its own, which changes.
     """
     entry = {"dtype": "F32", "shape": list(data.shape), "data_offsets": [0, 4 * data.numel()]}
-    header = json.dumps({"__metadata__": metadata, _DATA: entry}, separators=(",", ":"))
-    return metadata | {"padding": " " * (-(8 + len(header.encode())) % _ALIGNMENT)}
+    header = json.dumps({"__metadata__": {_ABOUT: about}, _DATA: entry}, separators=(",", ":"))
+    return {_ABOUT: about + " " * (-(8 + len(header.encode())) % _ALIGNMENT)}
 
 
 def _read(path: Path, device: torch.device) -> Encoded | None:
     """Return an entry, mapped into memory; None if it is not there or not whole."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            layout = json.loads(file.metadata()[_ABOUT])
             data = file.get_tensor(_DATA)
-        if metadata["format"] != _FORMAT or int(metadata["crc32"]) != _checksum_in(path, data):
+        if layout["format"] != _FORMAT or layout["crc32"] != _checksum_in(path, data):
             return None
-        layout = json.loads(metadata["layout"])
         if data.data_ptr() % _ALIGNMENT:
             data = data.clone()
         tensors = {name: _part(data, place).to(device) for name, place in layout["parts"].items()}

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, TensorSpec, serialize_file
 from torch import Tensor
 
 from mergers.errors import SheetbendError
-from mergers.workshops import RETIRED, workshop
+from mergers.workshops import RETIRED, sweep, workshop
 
 # Of renameat2 and renamex_np: paths are relative to the working folder, and two are exchanged.
 _HERE, _SWAP = -100, 2
@@ -23,16 +23,18 @@ _HERE, _SWAP = -100, 2
 def cache_folder(name: str) -> Path:
     """Return the folder ``name`` below ``$SHEETBEND_CACHE``, else ``$XDG_CACHE_HOME/sheetbend``; it may not exist.
 
-    Where neither is set, it is below ``~/.cache/sheetbend``.
+    Where neither is set, it is below ``~/.cache/sheetbend``. What killed processes have left half-written in it is removed.
 
     Raises:
         SheetbendError: There is no home folder either.
     """
     root = os.environ.get("SHEETBEND_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sheetbend"
     try:
-        return Path(root).expanduser() / name
+        folder = Path(root).expanduser() / name
     except RuntimeError:
         raise SheetbendError("there is no home folder for the cache; set SHEETBEND_CACHE to a folder") from None
+    sweep(folder)
+    return folder
 
 
 @contextlib.contextmanager

@@ -40,9 +40,7 @@ def workshop(path: Path) -> Iterator[Path]:
     It is locked as long as the process lives, so that others can tell whether it is abandoned. The first workshop that
     a process opens in a folder removes those that are.
     """
-    if path.parent not in _swept:
-        remove_abandoned(path.parent)
-        _swept.add(path.parent)
+    sweep(path.parent)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:_NAME_LENGTH]}.", suffix=_SUFFIX, dir=path.parent))
         lock = _lock(folder, wait=True)
@@ -61,6 +59,13 @@ def workshop(path: Path) -> Iterator[Path]:
         if lock in _held:
             _held.discard(lock)
             os.close(lock)
+
+
+def sweep(folder: Path) -> None:
+    """Remove abandoned workshops, the first time that a process asks for it in a folder."""
+    if folder not in _swept:
+        _swept.add(folder)
+        remove_abandoned(folder)
 
 
 def remove_abandoned(folder: Path, below: bool = False) -> None:

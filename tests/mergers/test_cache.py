@@ -130,8 +130,20 @@ def damage_empty(path):
 def damage_format(path):
     content = path.read_bytes()
     with safe_open(path, framework="pt") as file:
-        assert file.metadata()["format"] == "1"
-    path.write_bytes(content.replace(b'"format":"1"', b'"format":"0"'))
+        assert json.loads(file.metadata()["about"])["format"] == "2"
+    path.write_bytes(content.replace(rb"\"format\": \"2\"", rb"\"format\": \"1\""))
+    assert path.read_bytes() != content
+
+
+def test_the_same_entry_has_the_same_bytes(tmp_path):
+    """Also of a process that has written another number of files before; safetensors orders metadata by chance."""
+    written = set()
+    for name in "abcd":
+        cache = AlignmentCache(tmp_path / name)
+        cache.encoder(KnOTS())(updates())
+        (entry,) = cache.entries()
+        written.add(entry.path.read_bytes())
+    assert len(written) == 1
 
 
 DAMAGES = [damage_truncate, damage_flip, damage_foreign, damage_garbage, damage_empty, damage_format]

@@ -112,5 +112,3 @@ def _after_a_kill(folder: Path) -> list[str]:
 def _repeated(ended: Ended, left: int) -> list[str]:
     count = len(ended.units)
     return [] if count == left else [f"{left} units of work were left, and {count} were done"]
-
-

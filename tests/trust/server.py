@@ -133,7 +133,9 @@ def serve() -> None:
 def note(unit: str) -> None:
     """Note, in the process of a command, that it has worked on something."""
     folder = Path.cwd()
-    descriptor = os.open(folder.parent / f"{folder.name}.scratch" / "units", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    descriptor = os.open(
+        folder.parent / f"{folder.name}.scratch" / "units", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666
+    )
     os.write(descriptor, f"{unit}\n".encode())
     os.close(descriptor)
 
@@ -144,7 +146,9 @@ def _text(path: Path) -> str:
 
 def _import_everything() -> None:
     names = "callbacks datamodules launch.lightning_cli launch.downloads launch.checked_data mergers.output".split()
-    names += "launch.commands.merge launch.commands.merge_screen launch.commands.prepare launch.commands.adapters".split()
+    names += (
+        "launch.commands.merge launch.commands.merge_screen launch.commands.prepare launch.commands.adapters".split()
+    )
     names += "launch.reporting.content mergers.preflight datasets.load optuna pyarrow.parquet tests.stand_ins".split()
     names += "matplotlib.backends.backend_agg transformers.models.clip.modeling_clip torch.utils.tensorboard".split()
     names += "transformers.models.clip.image_processing_clip peft.tuners.lora tests.prepared_model".split()

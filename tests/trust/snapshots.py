@@ -20,9 +20,10 @@ from tensorboard.util import tensor_util
 # What two runs of one command may differ in, and nothing else: seconds, and peak memory.
 TIMES = ("seconds", "peak_bytes", "fit_seconds")
 SERIES_TIMES = ("results",)  # of series.json: the hash of a results.json, which has times
+EVENT_FILES = "training_events"  # of a checkpoint: names of event files, which begin with a time, and their sizes
 JOURNAL_TIMES = ("seconds", "datetime_start", "datetime_complete", "worker_id")  # of optuna's journal
-# The same in words, as reports have them: "fit 3 s", "test 1 min 02 s", "peak memory 617 MB".
-TIMES_IN_WORDS = re.compile(r"\b(?:training|adapting|testing|fit|test) (?:\d+ min )?[\d.]+ s\b|peak memory [\d.]+ [MG]B")
+# The same in words, as reports have them: "fit 3 s", "adaptation 1 min 02 s", "peak memory 617 MB".
+TIMES_IN_WORDS = re.compile(r"\b(?:fit|adaptation|test) (?:\d+ min )?[\d.]+ s\b|peak memory [\d.]+ [MG]B")
 
 
 def files_in(folder: Path) -> dict[str, Path]:
@@ -135,7 +136,7 @@ def _content(path: Path) -> Any:
         header, *rows = _table(path)
         return [[value for key, value in zip(header, row, strict=True) if key not in TIMES] for row in [header, *rows]]
     if path.suffix == ".ckpt":
-        return _plain(_without(_checkpoint(path), TIMES))
+        return _plain(_without(_checkpoint(path), (*TIMES, EVENT_FILES)))
     content = path.read_bytes()
     if path.suffix in (".md", ".html"):
         return TIMES_IN_WORDS.sub("(time)", content.decode())
@@ -179,7 +180,11 @@ def _shown(value: Any) -> Any:
         return hashlib.sha256(value.image.encoded_image_string).hexdigest()
     if value.HasField("tensor"):
         text = tensor_util.make_ndarray(value.tensor)
-        return TIMES_IN_WORDS.sub("(time)", str([one.decode() for one in text.flat])) if text.dtype == object else text.tolist()
+        return (
+            TIMES_IN_WORDS.sub("(time)", str([one.decode() for one in text.flat]))
+            if text.dtype == object
+            else text.tolist()
+        )
     return _hyperparameters(value) if value.metadata.plugin_data.plugin_name == "hparams" else str(value)
 
 
