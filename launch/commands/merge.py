@@ -339,7 +339,9 @@ class _Merge:
 
         there = None if self.output is None else key_of(self.output)
         if self.output is not None:
-            remove_abandoned(self.output.absolute().parent)  # of a merge that was killed when it was as good as finished
+            remove_abandoned(
+                self.output.absolute().parent
+            )  # of a merge that was killed when it was as good as finished
         if there is None or value_of(self.options, "overwrite", False):
             return False
         if there != key_for(self.merger, aligned, self.rank, self.into, self.dtype, self.for_task):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.trust.server import Ended, Server
-from tests.trust.snapshots import contents, differences, half_written
+from tests.trust.snapshots import differences, half_written
 from tests.trust.works import Work, start
 
 KILLED_AGAIN = 0.3  # share of trials whose second run is killed too
@@ -60,7 +60,7 @@ def reference(server: Server, work: Work, base: Path) -> Reference:
     ended = server.run(work.job(folder))
     assert ended.status == 0, (ended.out, ended.err)
     assert half_written(folder) == []
-    return Reference(ended, contents(folder))
+    return Reference(ended, work.left(folder))
 
 
 def moments(work: Work, whole: Reference, count: int) -> Iterator[dict[str, Any]]:
@@ -92,7 +92,7 @@ def kill_and_resume(server: Server, work: Work, base: Path, whole: Reference, mo
         faults.append(f"the command given again ends with {ended.status}: {(ended.err or ended.out)[-500:]}")
     if work.finished:
         faults += _repeated(ended, total - done)
-    return faults + differences(contents(folder), whole.contents)
+    return faults + differences(work.left(folder), whole.contents)
 
 
 def _killed(server: Server, work: Work, folder: Path, moment: dict[str, Any]) -> Ended:

@@ -102,7 +102,8 @@ class Server:
     def close(self) -> None:
         """End the process."""
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.kill()
+        self._process.wait()
         self._process.stdout.close()
 
 
@@ -145,13 +146,13 @@ def _text(path: Path) -> str:
 
 
 def _import_everything() -> None:
-    names = "callbacks datamodules launch.lightning_cli launch.downloads launch.checked_data mergers.output".split()
+    names = ["callbacks", "datamodules", "launch.lightning_cli", "launch.downloads", "launch.checked_data", "mergers.output"]
     names += (
-        "launch.commands.merge launch.commands.merge_screen launch.commands.prepare launch.commands.adapters".split()
+        ["launch.commands.merge", "launch.commands.merge_screen", "launch.commands.prepare", "launch.commands.adapters"]
     )
-    names += "launch.reporting.content mergers.preflight datasets.load optuna pyarrow.parquet tests.stand_ins".split()
-    names += "matplotlib.backends.backend_agg transformers.models.clip.modeling_clip torch.utils.tensorboard".split()
-    names += "transformers.models.clip.image_processing_clip peft.tuners.lora tests.prepared_model".split()
+    names += ["launch.reporting.content", "mergers.preflight", "datasets.load", "optuna", "pyarrow.parquet", "tests.stand_ins"]
+    names += ["matplotlib.backends.backend_agg", "transformers.models.clip.modeling_clip", "torch.utils.tensorboard"]
+    names += ["transformers.models.clip.image_processing_clip", "peft.tuners.lora", "tests.prepared_model"]
     for name in names:
         importlib.import_module(name)
     import torch

@@ -1,20 +1,31 @@
 """The commands under fault: for each its tiny work, its words, and how to count what it has finished."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import yaml
+from safetensors.torch import save_file
 
+from datamodules.vision_tasks import VISION_TASKS
 from lightning_modules.adapter_folders import write_adapter
+from tests.datamodules.pictures_on_disk import parquet
+from tests.hub_stand_in import HubStandIn
 from tests.launch.merging import write_adapter as write_small_adapter
 from tests.lightning_modules.adapting import lora_clip
+from tests.text_stand_ins import word_tokenizer
 from tests.trust.server import Job, note
+from tests.trust.snapshots import contents
 
+LARGE = 1000  # bytes from which a file counts as large here
+COUNTS = {"mnist": {"train": 12, "test": 10}, "dtd": {"train": 3, "test": 5}}
+DIGITS = [str(digit) for digit in range(10)]
+TEXTURES = VISION_TASKS["dtd"].task.class_names
 MODEL = "../clip"  # beside the folder of each run
 MERGERS = {
     "mean": {"space": "full", "method": "mean"},
@@ -53,6 +64,8 @@ class Work:
         make: writes what it starts from into a folder.
         setup: ``module:function``, called in its process first; counts what it works on.
         finished: how many units of work a folder shows to be finished, for good; none: they are not counted.
+        other: a pattern of names that are left out: what other packages keep for themselves, and what is named by the
+            time of its making.
     """
 
     name: str
@@ -60,6 +73,11 @@ class Work:
     make: Callable[[Path], None]
     setup: str | None = None
     finished: Callable[[Path], int] | None = None
+    other: str = "no name"
+
+    def left(self, folder: Path) -> dict[str, object]:
+        """Return what it has left; see `tests.trust.snapshots.contents`."""
+        return {name: one for name, one in contents(folder).items() if not re.match(self.other, name)}
 
     @property
     def slug(self) -> str:
@@ -94,6 +112,36 @@ def _merged_before(folder: Path) -> None:
     from mergers import Merger, load_adapter, save_merged
 
     save_merged(Merger(), [load_adapter(folder / "adapters" / name) for name in ("pets", "cars")], folder / "merged")
+
+
+def _to_prepare(folder: Path) -> None:
+    (folder / "tmp").mkdir(parents=True)
+    config = {
+        "model": {
+            "class_path": "tests.prepared_model.PreparedModel",
+            "init_args": {"backbone": "openai/clip", "adapters": "lab/adapter"},
+        },
+        "data": {"class_path": "datamodules.vision.VisionDataModule", "init_args": {"tasks": [*COUNTS]}},
+    }
+    config["model"]["init_args"]["adapters"] = dict.fromkeys(COUNTS, "lab/adapter")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def hub_with_little(files: Path) -> HubStandIn:
+    """Return a hub with a model, an adapter and two data sets, whose files are written to a folder."""
+    stand_in, model, adapter = HubStandIn(), files / "model", files / "adapter"
+    word_tokenizer().save_pretrained(model)
+    (model / "config.json").write_text("{}")
+    save_file({"weight": torch.arange(25_000.0)}, model / "model.safetensors")
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    save_file({"weight": torch.arange(2_000.0)}, adapter / "adapter_model.safetensors")
+    parquet(files / "mnist", {"train": [i % 10 for i in range(12)], "test": [i % 10 for i in range(10)]}, DIGITS)
+    (files / "mnist" / "data").rename(files / "mnist" / "mnist")
+    parquet(files / "dtd", {"train": [0, 5, 40], "test": [1, 2, 3, 4, 5]}, TEXTURES, start=100)
+    stand_in.repositories = {"openai/clip": model, "lab/adapter": adapter}
+    stand_in.repositories |= {"datasets/ylecun/mnist": files / "mnist", "datasets/tanganke/dtd": files / "dtd"}
+    return stand_in
 
 
 def _run_of_random_adapters(folder: Path) -> None:
@@ -131,6 +179,33 @@ def count_candidates(folder: Path) -> None:
         return found
 
     Sweeper.sweep = sweep
+
+
+def hub_of_the_test(folder: Path) -> None:
+    """Ask the hub stand-in of the tests, with a cache below the folder; note each large file and each checked task."""
+    from huggingface_hub import constants
+
+    import launch.checked_data
+    from datamodules.sources import downloads
+
+    address = os.environ["TRUST_HUB"]
+    constants.HF_HUB_OFFLINE, constants.ENDPOINT = False, address
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = address + "/{repo_id}/resolve/{revision}/{filename}"
+    constants.HF_HUB_CACHE = str(folder / "hub")
+    constants.DOWNLOAD_CHUNK_SIZE = downloads.RESUMED_FROM = LARGE
+    for task, counts in COUNTS.items():
+        VISION_TASKS[task] = replace(VISION_TASKS[task], counts=counts)
+    go_on, check = downloads._go_on, launch.checked_data.check_task
+
+    def noted(download, file, *rest):
+        note(f"file {file.filename}")
+        return go_on(download, file, *rest)
+
+    def checked(datamodule, task):
+        note(f"task {task.name}")
+        return check(datamodule, task)
+
+    downloads._go_on, launch.checked_data.check_task = noted, checked
 
 
 def count_merges(folder: Path) -> None:
@@ -182,6 +257,12 @@ def candidates_in(records: str) -> Callable[[Path], int]:
 def folders_of(pattern: str) -> Callable[[Path], int]:
     """Return what counts the merges that stand at their place."""
     return lambda folder: len(list(folder.glob(pattern)))
+
+
+def downloads_and_checks(folder: Path) -> int:
+    """Count the large files that have come whole, and the tasks that were found to be right."""
+    blobs = [path for path in folder.glob("hub/*/blobs/*") if not path.suffix and path.stat().st_size >= LARGE]
+    return len(blobs) + len(list(folder.glob("cache/prepared/*.json")))
 
 
 HERE = "tests.trust.works"
@@ -244,6 +325,14 @@ WORKS = {
             f"{HERE}:count_steps",
             steps_in("run/adaptations/adarank-ta/checkpoints/last.ckpt"),
         ),
+        Work(
+            "prepare",
+            ("prepare", *CONFIGURED, "--mbit", "8"),
+            _to_prepare,
+            f"{HERE}:hub_of_the_test",
+            downloads_and_checks,
+            r"cache/tables/|cache/images/keys/|hub/\.locks/|hub/.*(/refs/.*\.tmp|/trees/tmp|/blobs/tmp_|/tmp\w{8}/)",
+        ),
     )
 }
 
@@ -253,6 +342,6 @@ def start(work: Work, base: Path) -> Path:
     template, folder = base / "templates" / work.slug, base / "work"
     if not template.exists():
         work.make(template)
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(template, folder, symlinks=True)
+    shutil.rmtree(folder, ignore_errors=True)  # but for a folder on which a disk is mounted
+    shutil.copytree(template, folder, symlinks=True, dirs_exist_ok=True)
     return folder
