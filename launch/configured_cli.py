@@ -1,6 +1,8 @@
 """LightningCLI with our options and defaults, the callbacks that every run has, and one-line errors."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from launch.searching.settings import Search
 from launch.verbs import SheetbendTrainer
 from lightning_modules import Adaptation, LoRATasks
 from mergers import SheetbendError
+from mergers.workshops import FULL
 
 DESCRIPTION = "Fine-tune LoRA adapters, merge them into one model, and see what merging kept."
 
@@ -35,6 +38,24 @@ TRAINER_DEFAULTS = {
     "max_epochs": 10,
     "num_sanity_val_steps": 0,
 }
+
+_LITTLE = 2**20  # bytes that are left of a disk on which the next write fails
+
+
+@contextlib.contextmanager
+def _naming_what_is_full(folder: Path) -> Iterator[None]:
+    """Give an error of a full disk the name of ``folder``, if it has none and that is on such a disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in FULL and shutil.disk_usage(_existing(folder)).free < _LITTLE:
+            error.filename = str(folder)
+        raise
+
+
+def _existing(folder: Path) -> Path:
+    """Return the nearest folder that exists: itself, or one above."""
+    return next(path for path in (folder, *folder.resolve().parents) if path.exists())
 
 
 class ConfiguredCLI(LightningCLI):
@@ -153,7 +174,8 @@ class ConfiguredCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.seeds is None:
-            super()._run_subcommand(subcommand)
+            with _naming_what_is_full(self.output):
+                super()._run_subcommand(subcommand)
         else:
             seeds.run(subcommand, self.seeds, self._settings(subcommand), self.words)
 

@@ -14,8 +14,8 @@ from mergers.files import atomic_write
 class WholeCheckpoints(TorchCheckpointIO):
     """Checkpoints that appear whole or not at all.
 
-    Lightning's own come by way of the system's temporary folder: where that is another disk, they are copied into place,
-    and a process that is killed meanwhile leaves half of one.
+    Lightning's own come by way of the system's temporary folder: where that is another disk, they are copied into
+    place, and a process that is killed meanwhile leaves half of one.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:

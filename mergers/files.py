@@ -23,7 +23,8 @@ _HERE, _SWAP = -100, 2
 def cache_folder(name: str) -> Path:
     """Return the folder ``name`` below ``$SHEETBEND_CACHE``, else ``$XDG_CACHE_HOME/sheetbend``; it may not exist.
 
-    Where neither is set, it is below ``~/.cache/sheetbend``. What killed processes have left half-written in it is removed.
+    Where neither is set, it is below ``~/.cache/sheetbend``. What killed processes have left half-written in it is
+    removed.
 
     Raises:
         SheetbendError: There is no home folder either.

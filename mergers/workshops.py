@@ -1,6 +1,7 @@
 """Hidden folders in which files come into being, and what killed processes have left in them."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ try:
 except ImportError:  # not on Windows: nobody can tell whose workshop is abandoned
     fcntl = None
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 RETIRED = ".retired"  # of a workshop: where the folder that is replaced stands, if two cannot be exchanged
 _SUFFIX = ".part"
 _NAME = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
@@ -51,7 +53,8 @@ def workshop(path: Path) -> Iterator[Path]:
     try:
         yield folder
     except OSError as error:
-        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(folder):
+        nameless = error.filename is None and error.errno in FULL  # of a write, which knows no names
+        if nameless or (isinstance(error.filename, str) and Path(error.filename).is_relative_to(folder)):
             error.filename = str(path)  # the place that the user knows
         raise
     finally:
@@ -90,7 +93,7 @@ def remove_abandoned(folder: Path, below: bool = False) -> None:
 
 
 def _end(abandoned: Path) -> None:
-    """Remove a workshop; where its process died between taking the old folder away and putting the new one there, do so."""
+    """Remove a workshop; put the new folder in its place where its process had only taken the old one away."""
     with contextlib.suppress(OSError):
         for retired in (abandoned / RETIRED).iterdir():
             if not (abandoned.parent / retired.name).exists():

@@ -146,11 +146,28 @@ def _text(path: Path) -> str:
 
 
 def _import_everything() -> None:
-    names = ["callbacks", "datamodules", "launch.lightning_cli", "launch.downloads", "launch.checked_data", "mergers.output"]
-    names += (
-        ["launch.commands.merge", "launch.commands.merge_screen", "launch.commands.prepare", "launch.commands.adapters"]
-    )
-    names += ["launch.reporting.content", "mergers.preflight", "datasets.load", "optuna", "pyarrow.parquet", "tests.stand_ins"]
+    names = [
+        "callbacks",
+        "datamodules",
+        "launch.lightning_cli",
+        "launch.downloads",
+        "launch.checked_data",
+        "mergers.output",
+    ]
+    names += [
+        "launch.commands.merge",
+        "launch.commands.merge_screen",
+        "launch.commands.prepare",
+        "launch.commands.adapters",
+    ]
+    names += [
+        "launch.reporting.content",
+        "mergers.preflight",
+        "datasets.load",
+        "optuna",
+        "pyarrow.parquet",
+        "tests.stand_ins",
+    ]
     names += ["matplotlib.backends.backend_agg", "transformers.models.clip.modeling_clip", "torch.utils.tensorboard"]
     names += ["transformers.models.clip.image_processing_clip", "peft.tuners.lora", "tests.prepared_model"]
     for name in names:
@@ -218,7 +235,7 @@ def _named(place: str) -> Any:
 
 
 def _watch(folder: Path, log: int, job: Mapping[str, Any]) -> None:
-    """Note every change below ``folder`` before it is made, and end the process, or act, at the one that is asked for."""
+    """Note every change below ``folder`` before it is made; end the process, or act, at the one that is asked for."""
     prefix, count = f"{folder}/", 0
     number, action = job["act_before"] or (None, None)
 
@@ -232,7 +249,7 @@ def _watch(folder: Path, log: int, job: Mapping[str, Any]) -> None:
             places = arguments[:2] if event in ("os.rename", "os.link", "os.symlink") else arguments[:1]
         else:
             return
-        names = [os.path.abspath(os.fsdecode(one)) for one in places if isinstance(one, str | bytes | os.PathLike)]
+        names = [os.path.abspath(os.fsdecode(one)) for one in places if isinstance(one, str | bytes | os.PathLike)]  # noqa: PTH100  not what a link points to
         if not any(name.startswith(prefix) for name in names):
             return
         if count == job["kill_before"]:

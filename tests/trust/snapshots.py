@@ -159,7 +159,7 @@ def _plain(value: Any) -> Any:
 
 
 def events(folder: Path) -> list[tuple[Any, ...]]:
-    """Return (tag, step, content) of everything that TensorBoard shows of one folder, sorted; a point twice stands twice.
+    """Return (tag, step, content) of all that TensorBoard shows of one folder, sorted; a point twice stands twice.
 
     A file may say that it begins again at a step: TensorBoard then forgets what older files have from there on.
     """

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: the command given again ends, repeats nothing, and leaves what an uninterrupted one leaves."""
+"""SIGKILL at random moments: the command given again ends, repeats nothing, and leaves what it always leaves."""
 
 import pytest
 
