@@ -117,7 +117,7 @@ def _remove_abandoned(blobs: Path) -> None:
         lock = blobs.parents[1] / ".locks" / blobs.parent.name / f"{match[1]}.lock" if match else None
         with contextlib.suppress(Timeout, OSError):
             if lock is not None:
-                with WeakFileLock(lock, timeout=0):
+                with WeakFileLock(lock, timeout=0.1):
                     part.unlink()
 
 

@@ -21,7 +21,6 @@ from tensorboard.util import tensor_util
 TIMES = ("seconds", "peak_bytes", "fit_seconds")
 SERIES_TIMES = ("results",)  # of series.json: the hash of a results.json, which has times
 EVENT_FILES = "training_events"  # of a checkpoint: names of event files, which begin with a time, and their sizes
-JOURNAL_TIMES = ("seconds", "datetime_start", "datetime_complete", "worker_id")  # of optuna's journal
 # The same in words, as reports have them: "fit 3 s", "adaptation 1 min 02 s", "peak memory 617 MB".
 TIMES_IN_WORDS = re.compile(r"\b(?:fit|adaptation|test) (?:\d+ min )?[\d.]+ s\b|peak memory [\d.]+ [MG]B")
 
@@ -34,7 +33,7 @@ def files_in(folder: Path) -> dict[str, Path]:
 
 def temporary(name: str) -> bool:
     """Return whether a relative name is none that a reader would take for a result."""
-    return any(part.startswith(".") or part.endswith((".incomplete", ".lock")) for part in Path(name).parts)
+    return any(part.startswith(".") or part.endswith((".incomplete", ".lock", ".tmp")) for part in Path(name).parts)
 
 
 def half_written(folder: Path) -> list[str]:
@@ -59,7 +58,7 @@ def _read(path: Path) -> None:
     reader = READERS.get(path.suffix)
     if reader is not None:
         reader(path)
-    elif not path.stat().st_size and "tfevents" not in path.name:
+    elif not path.stat().st_size and not ("tfevents" in path.name or path.suffix == ".journal"):
         raise ValueError("it is empty")
 
 
@@ -130,8 +129,6 @@ def _content(path: Path) -> Any:
         return f"-> {path.readlink()}"
     if path.name in ("results.json", "candidates.json", "series.json"):
         return _without(_json(path), SERIES_TIMES if path.name == "series.json" else TIMES)
-    if path.name == "optuna.journal":
-        return [_without(json.loads(line), JOURNAL_TIMES) for line in path.read_text().splitlines()]
     if path.name == "candidates.csv":
         header, *rows = _table(path)
         return [[value for key, value in zip(header, row, strict=True) if key not in TIMES] for row in [header, *rows]]

@@ -84,13 +84,14 @@ class Work:
         """The name as part of a path."""
         return re.sub(r"\W+", "-", self.name)
 
-    def job(self, folder: Path, **fault: object) -> Job:
-        """Return the command in a folder, with a fault."""
+    def job(self, folder: Path, delete: str = "", **fault: object) -> Job:
+        """Return the command in a folder, with a fault; ``delete`` is for `tests.trust.disks.delete`."""
         environment = {
             "SHEETBEND_CACHE": str(folder / "cache"),
             "TMPDIR": str(folder / "tmp"),
             "COLUMNS": "160",
             "MPLCONFIGDIR": str(folder.parent / "matplotlib"),
+            "TRUST_DELETE": delete,
         }
         return Job(self.words, folder, environment, self.setup, **fault)
 
@@ -317,6 +318,7 @@ WORKS = {
             _run_of_random_adapters,
             f"{HERE}:count_candidates",
             candidates_in("run/searches/optuna/candidates.json"),
+            r".*/optuna\.journal$",  # a log that is only added to, with times
         ),
         Work(
             "adapt",
