@@ -22,6 +22,7 @@ from datamodules.decoding import KEY_BYTES, DecodedImages, Images, decode, in_pa
 from datamodules.images import ImageTransform
 from datamodules.sources.image_source import ImageSource
 from mergers.files import atomic_folder, atomic_write, cache_folder
+from mergers.workshops import sweep
 
 _FORMAT = "1"
 _WAIT = 0.2  # seconds between looks at an entry that another process is filling
@@ -134,6 +135,7 @@ class ImageCache:
         Raises:
             SheetbendError: a file is no picture.
         """
+        sweep(self.folder / "keys")
         path = self.folder / "keys" / f"{_hash_of(source.stamp, len(source))}.npy"
         with contextlib.suppress(OSError, ValueError):
             found = np.load(path)
@@ -274,8 +276,6 @@ class ImageCache:
             _reserve(file.fileno(), file.tell(), int(np.prod(shape)))
             for pixels in in_parallel(work, len(source), f"{owner}: decoding", self.quiet):
                 file.write(pixels.data)
-            file.flush()
-            os.fsync(file.fileno())  # after a loss of power, a renamed folder must not hold zeros
 
 
 def _hash_of(*parts: object) -> str:
@@ -285,7 +285,8 @@ def _hash_of(*parts: object) -> str:
 def _entry(path: Path) -> CacheEntry:
     size, used = 0, 0.0
     with contextlib.suppress(FileNotFoundError):  # another process may remove it meanwhile
-        size, used = sum(file.stat().st_size for file in path.iterdir()), path.stat().st_mtime
+        files = [file for file in path.rglob("*") if file.is_file()]  # one that is being made stands a folder deeper
+        size, used = sum(file.stat().st_size for file in files), path.stat().st_mtime
     return CacheEntry(path, size, used)
 
 

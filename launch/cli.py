@@ -173,6 +173,18 @@ def quiet_libraries() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     _one_line_warnings()
+    _quiet_writers()
+
+
+def _quiet_writers() -> None:
+    """Let the threads that write event files fail in silence; whoever waits for them raises the same error."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
+            before(failed)
+
+    threading.excepthook = hook
 
 
 def _one_line_warnings() -> None:

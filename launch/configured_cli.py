@@ -1,6 +1,8 @@
 """LightningCLI with our options and defaults, the callbacks that every run has, and one-line errors."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import callbacks
 from callbacks.progress import progress_bar
+from callbacks.training_events import TrainingEvents
 from launch import adaptation, cli, seeds
 from launch.analysing.output import FOLDER as ANALYSES
 from launch.analysing.settings import Analysis
@@ -24,6 +27,7 @@ from launch.searching.settings import Search
 from launch.verbs import SheetbendTrainer
 from lightning_modules import Adaptation, AdapterDDP, LoRATasks
 from mergers import SheetbendError
+from mergers.workshops import FULL
 
 DESCRIPTION = "Fine-tune LoRA adapters, merge them into one model, and see what merging kept."
 
@@ -45,6 +49,24 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,  # tasks deal out their examples themselves
 }
+
+_LITTLE = 2**20  # bytes that are left of a disk on which the next write fails
+
+
+@contextlib.contextmanager
+def _naming_what_is_full(folder: Path) -> Iterator[None]:
+    """Give an error of a full disk the name of ``folder``, if it has none and that is on such a disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in FULL and shutil.disk_usage(_existing(folder)).free < _LITTLE:
+            error.filename = str(folder)
+        raise
+
+
+def _existing(folder: Path) -> Path:
+    """Return the nearest folder that exists: itself, or one above."""
+    return next(path for path in (folder, *folder.resolve().parents) if path.exists())
 
 
 def processes(trainer: Trainer) -> int:
@@ -171,7 +193,8 @@ class ConfiguredCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.seeds is None:
-            super()._run_subcommand(subcommand)
+            with _naming_what_is_full(self.output):
+                super()._run_subcommand(subcommand)
         else:
             seeds.run(subcommand, self.seeds, self._settings(subcommand), self.words)
 
@@ -185,6 +208,7 @@ class ConfiguredCLI(LightningCLI):
         own = [
             callbacks.AdaptationCheckpoint() if adapts else callbacks.AdapterCheckpoint(),
             callbacks.ResultsCallback(),
+            TrainingEvents(),
             ModelCheckpoint(
                 dirpath=self.output / CHECKPOINT.parent,
                 filename=CHECKPOINT.stem,

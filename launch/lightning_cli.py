@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import callbacks
+from callbacks.training_events import cut_off
 from launch import adaptation, cli
 from launch.analysing import run as analysing
 from launch.analysing.settings import Analysis
@@ -26,7 +27,7 @@ from lightning_modules.processes import check_processes
 from mergers import SheetbendError
 
 # What checkpoints hold, and what is said of others.
-FITTED = ("state_dict", "tasks", "best", "epoch"), "not one of ours; fit again"
+FITTED = ("state_dict", "tasks", "best", "epoch", "global_step"), "not one of ours; fit again"
 ADAPTED = ("state_dict", "adaptation", "global_step"), "not of an adaptation; adapt again"
 
 
@@ -82,7 +83,9 @@ class SheetbendCLI(ConfiguredCLI):
                     clear(self.folder)
                 if checkpoint is not None and self.trainer.is_global_zero:
                     done = content["epoch"] + 1 >= (self.trainer.max_epochs or 0) != -1
+                    done = done or content["global_step"] >= self.trainer.max_steps != -1
                     print(f"{'trained already' if done else 'going on from'}: {checkpoint}", flush=True)
+                cut_off(self.trainer, content)
             self._run(self.trainer.fit, model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
             if options["test_after_fit"]:
                 self._run(self.trainer.test, model, datamodule=datamodule, verbose=False)
@@ -108,6 +111,8 @@ class SheetbendCLI(ConfiguredCLI):
                 clear(folder)
             if checkpoint is not None and self.trainer.is_global_zero:
                 print(f"going on from: {checkpoint}", flush=True)
+            if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+                cut_off(self.trainer, content)
             self._run(self.trainer.fit, module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             if options["test_after_fit"]:
                 adaptation.add_to_test(self.trainer, module)

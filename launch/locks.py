@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from mergers.errors import SheetbendError
+from mergers.workshops import remove_abandoned
 
 LOCK = ".lock"
 _held: set[TextIO] = set()
@@ -28,6 +29,8 @@ if hasattr(os, "register_at_fork"):
 def alone(folder: Path, otherwise: str = "--trainer.default_root_dir") -> Iterator[None]:
     """Keep other processes from working in ``folder``, which is made, and removed again if nothing came of it.
 
+    What killed processes have left half-written there is removed.
+
     Args:
         folder: what is worked in.
         otherwise: the option that names another one.
@@ -39,6 +42,7 @@ def alone(folder: Path, otherwise: str = "--trainer.default_root_dir") -> Iterat
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with _locked(folder, otherwise):
+            remove_abandoned(folder, below=True)
             yield
     finally:
         for one in made:

@@ -23,14 +23,14 @@ from mergers.files import atomic_write, cache_folder, write_safetensors
 from mergers.hashing import Digest
 from mergers.spaces.base import Encoded, Space
 from mergers.updates import DenseUpdate, LowRankUpdate, Update
+from mergers.workshops import remove_abandoned
 
-_FORMAT = "1"
+_FORMAT = "2"
 _SUFFIX = ".safetensors"
-_DATA = "data"
+_DATA, _ABOUT = "data", "about"
 # Tensors begin at multiples of this many bytes, as torch's own do. The kernels behind a product may depend on it,
 # and what is read must give the same bytes as what was written.
 _ALIGNMENT = 64
-_ABANDONED = 24 * 3600  # seconds after which a temporary file belongs to no living process
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class AlignmentCache:
         """
         limit = time.time() - 24 * 3600 * unused_days
         removed = [entry for entry in self.entries() if entry.used <= limit and _remove(entry.path)]
-        self._remove_abandoned()
+        remove_abandoned(self.folder)
         self._size = None
         return removed
 
@@ -124,7 +124,7 @@ class AlignmentCache:
             return
         data, metadata = content
         try:
-            with atomic_write(path) as temporary:
+            with atomic_write(path, flush=False) as temporary:  # it has a checksum
                 write_safetensors({_DATA: data}, temporary, metadata)
                 written = temporary.stat().st_size
             with self._lock:
@@ -147,12 +147,7 @@ class AlignmentCache:
                 break
             if _remove(entry.path):
                 self._size -= entry.size
-        self._remove_abandoned()
-
-    def _remove_abandoned(self) -> None:
-        for entry in _entries(self.folder, temporary=True):
-            if entry.used < time.time() - _ABANDONED:
-                _remove(entry.path)
+        remove_abandoned(self.folder)
 
 
 def _fields(space: Space) -> dict[str, Any]:
@@ -195,13 +190,8 @@ def _packed(encoded: Encoded) -> tuple[Tensor, dict[str, str]] | None:
         pieces += [flat, flat.new_zeros(padding)]
         start += tensor.numel() + padding
     data = torch.cat(pieces)
-    metadata = {
-        "format": _FORMAT,
-        "layout": json.dumps({"parts": layout, "scales": scales}),
-        "crc32": "0" * 10,
-        "padding": "",
-    }
-    return data, _with_padding(data, metadata | {"crc32": f"{_checksum_of(data):010d}"})
+    about = {"format": _FORMAT, "crc32": _checksum_of(data), "parts": layout, "scales": scales}
+    return data, _padded(data, json.dumps(about))
 
 
 def _checksum_of(data: Tensor) -> int:
@@ -215,25 +205,25 @@ def _checksum_of(data: Tensor) -> int:
     return checksum
 
 
-def _with_padding(data: Tensor, metadata: dict[str, str]) -> dict[str, str]:
+def _padded(data: Tensor, about: str) -> dict[str, str]:
     """Return metadata long enough that the data begins at a multiple of `_ALIGNMENT` in the file.
 
-    The file is 8 bytes, then a JSON header, filled up with blanks to a multiple of 8, then the data.
+    The file is 8 bytes, then a JSON header, filled up with blanks to a multiple of 8, then the data. There is one entry
+    of metadata: safetensors writes several in an order of its own, which changes.
     """
     entry = {"dtype": "F32", "shape": list(data.shape), "data_offsets": [0, 4 * data.numel()]}
-    header = json.dumps({"__metadata__": metadata, _DATA: entry}, separators=(",", ":"))
-    return metadata | {"padding": " " * (-(8 + len(header.encode())) % _ALIGNMENT)}
+    header = json.dumps({"__metadata__": {_ABOUT: about}, _DATA: entry}, separators=(",", ":"))
+    return {_ABOUT: about + " " * (-(8 + len(header.encode())) % _ALIGNMENT)}
 
 
 def _read(path: Path, device: torch.device) -> Encoded | None:
     """Return an entry, mapped into memory; None if it is not there or not whole."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            layout = json.loads(file.metadata()[_ABOUT])
             data = file.get_tensor(_DATA)
-        if metadata["format"] != _FORMAT or int(metadata["crc32"]) != _checksum_in(path, data):
+        if layout["format"] != _FORMAT or layout["crc32"] != _checksum_in(path, data):
             return None
-        layout = json.loads(metadata["layout"])
         if data.data_ptr() % _ALIGNMENT:
             data = data.clone()
         tensors = {name: _part(data, place).to(device) for name, place in layout["parts"].items()}
@@ -261,14 +251,14 @@ def _checksum_in(path: Path, data: Tensor) -> int:
         return zlib.crc32(memoryview(content)[len(content) - 4 * data.numel() :])
 
 
-def _entries(folder: Path, temporary: bool = False) -> Iterator[CacheEntry]:
-    """Yield the files of the cache, or those that are being written."""
+def _entries(folder: Path) -> Iterator[CacheEntry]:
+    """Yield the files of the cache."""
     try:
         listing = list(os.scandir(folder))
     except OSError:
         return
     for item in listing:
-        if item.name.endswith(_SUFFIX) and item.name.startswith(".") == temporary:
+        if item.name.endswith(_SUFFIX) and not item.name.startswith("."):
             try:
                 status = item.stat()
             except OSError:  # another process has just removed it

@@ -1,9 +1,11 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,28 +14,43 @@ from safetensors import SafetensorError, TensorSpec, serialize_file
 from torch import Tensor
 
 from mergers.errors import SheetbendError
+from mergers.workshops import RETIRED, sweep, workshop
+
+# Of renameat2 and renamex_np: paths are relative to the working folder, and two are exchanged.
+_HERE, _SWAP = -100, 2
 
 
 def cache_folder(name: str) -> Path:
     """Return the folder ``name`` below ``$SHEETBEND_CACHE``, else ``$XDG_CACHE_HOME/sheetbend``; it may not exist.
 
-    Where neither is set, it is below ``~/.cache/sheetbend``.
+    Where neither is set, it is below ``~/.cache/sheetbend``. What killed processes have left half-written in it is
+    removed.
 
     Raises:
         SheetbendError: There is no home folder either.
     """
     root = os.environ.get("SHEETBEND_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sheetbend"
     try:
-        return Path(root).expanduser() / name
+        folder = Path(root).expanduser() / name
     except RuntimeError:
         raise SheetbendError("there is no home folder for the cache; set SHEETBEND_CACHE to a folder") from None
+    sweep(folder)
+    return folder
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; renamed to ``path`` when the block ends well, else removed.
+def atomic_write(path: str | Path, flush: bool = True) -> Iterator[Path]:
+    """Yield a temporary path, which is renamed to ``path`` when the block ends well, else removed.
 
-    A link stays, and what it points to is replaced. A device or a pipe, such as ``/dev/stdout``, is written to.
+    Whatever ends the process, ``path`` holds the old content or the new one, whole: SIGKILL at any moment, and, as the
+    content is on the disk before it gets its name, a power cut. What a killed process has left beside it is removed by
+    the next that writes there. A link stays, and what it points to is replaced. A device or a pipe, such as
+    ``/dev/stdout``, is written to.
+
+    Args:
+        path: the file; its folder is made.
+        flush: wait until the content is on the disk, which takes half a millisecond, and for large files as long as
+            the disk takes. What is checked when it is read can do without.
     """
     path = Path(path)
     if path.exists() and (not path.is_file() or path.parent in (Path("/dev"), Path("/dev/fd"))):
@@ -44,42 +61,68 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         return
     path = path.resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The temporary name keeps the suffix, since some writers choose the format by it; it is this process's own.
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    temporary.chmod(0o644)
-    try:
+    with workshop(path) as folder:
+        temporary = folder / path.name  # some writers choose the format by the suffix
+        temporary.touch()
+        temporary.chmod(0o644)
         yield temporary
+        if flush:
+            _flush(temporary)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path`` that takes its place when the block ends well, else vanishes.
+    """Yield a temporary folder that takes the place of ``path`` when the block ends well, else vanishes.
 
-    A folder that stood at ``path`` is replaced whole; a link stays, and the folder it points to is replaced.
+    A folder that stood at ``path`` is replaced whole; a link stays, and the folder it points to is replaced. The
+    guarantees are those of `atomic_write`. Where the system cannot exchange two folders (Linux and macOS can, on most
+    disks), a process that is killed between two renames leaves nothing at ``path`` until the next writes there, which
+    puts the new folder there.
     """
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with workshop(path) as folder:
+        temporary = folder / path.name
+        temporary.mkdir()
         temporary.chmod(0o755)
         yield temporary
-        if path.exists():
-            with tempfile.TemporaryDirectory(prefix=f".{path.name}.old.", dir=path.parent) as retired:
-                path.rename(Path(retired) / path.name)
-                try:
-                    temporary.rename(path)
-                except BaseException:
-                    (Path(retired) / path.name).rename(path)
-                    raise
-        else:
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        if not path.exists():
             temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        elif not _exchange(temporary, path):
+            retired = folder / RETIRED / path.name
+            retired.parent.mkdir()
+            path.rename(retired)
+            try:
+                temporary.rename(path)
+            except BaseException:
+                retired.rename(path)
+                raise
+
+
+def _flush(file: Path) -> None:
+    """Wait until the content of a file is on the disk."""
+    with file.open("rb") as content:
+        try:
+            os.fsync(content.fileno())
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # a disk that has nothing to wait for
+                return
+            raise OSError(error.errno, error.strerror, str(file)) from None
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders of one disk trade their names at once; return whether that could be done."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            return libc.renamex_np(os.fsencode(one), os.fsencode(other), _SWAP) == 0
+        return libc.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _SWAP) == 0
+    except (OSError, AttributeError, TypeError):  # an older or another system
+        return False
 
 
 def write_safetensors(

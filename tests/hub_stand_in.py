@@ -135,6 +135,7 @@ def serving(hub):
     """Serve ``hub`` in the block; yields its address."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     server.daemon_threads = True
+    server.handle_error = lambda *_: None  # whoever asked was killed
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

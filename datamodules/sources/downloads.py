@@ -1,6 +1,8 @@
 """Files of one repository on the hub, and a way to bring them here that goes on where it was cut off."""
 
+import contextlib
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Literal
 
+from filelock import Timeout
 from huggingface_hub import (
     constants,
     get_hf_file_metadata,
@@ -52,13 +55,13 @@ class Download:
 
     @property
     def lacking(self) -> tuple[DryRunFileInfo, ...]:
-        """The files that are not on this machine."""
-        return tuple(file for file in self.files if file.will_download)
+        """The files that are not on this machine, or whose contents are without the name under which they are read."""
+        return tuple(file for file in self.files if file.will_download or not Path(file.local_path).exists())
 
     @property
     def missing(self) -> int:
         """Bytes that are still to come: of files that were cut off, the rest."""
-        return sum(max((file.file_size or 0) - self._begun(file), 0) for file in self.lacking)
+        return sum(max((file.file_size or 0) - self._begun(file), 0) for file in self.files if file.will_download)
 
     def url(self, file: DryRunFileInfo) -> str:
         """Return where a file is."""
@@ -101,6 +104,21 @@ def complete(download: Download, say: Callable[[str, float], None] = lambda name
             revision=download.revision,
             allow_patterns=[_literally(file.filename) for file in download.files],
         )
+    _remove_abandoned(download.blobs())
+
+
+def _remove_abandoned(blobs: Path) -> None:
+    """Remove what killed processes have left of small files: the hub's package begins each anew, under another name.
+
+    It holds a lock of a file's name while it writes one.
+    """
+    for part in blobs.glob("*.incomplete"):
+        match = re.fullmatch(r"([0-9a-f]{40,64})\.[0-9a-f]{8}", part.stem)
+        lock = blobs.parents[1] / ".locks" / blobs.parent.name / f"{match[1]}.lock" if match else None
+        with contextlib.suppress(Timeout, OSError):
+            if lock is not None:
+                with WeakFileLock(lock, timeout=0.1):
+                    part.unlink()
 
 
 def measured_speed(download: Download) -> float | None:

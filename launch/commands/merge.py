@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from launch import cli
 from launch.commands.adapters import Source, in_words_of_options, load, local_paths, sources
@@ -257,16 +257,21 @@ def _as_yaml(options: Namespace, merger: "Merger") -> str:
 def check_output(output: Path, inputs: Sequence[Path], overwrite: bool) -> None:
     """Refuse a folder that cannot be written, or that would be lost, before anything is read."""
     from mergers.output import check_target
+    from mergers.output.key import key_of
     from mergers.output.summary import MERGE_FILE
 
-    if not overwrite and (output / MERGE_FILE).exists():
-        cli.fail(f"{output} holds an earlier merge; give --overwrite to replace it, or another --output")
+    if not overwrite and (output / MERGE_FILE).exists() and key_of(output) is None:
+        _refuse_earlier(output)
     check_target(output, inputs)
     nearest = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
     if not nearest.is_dir():
         cli.fail(f"--output {output} lies below {nearest}, which is a file; give another folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         cli.fail(f"--output {output} cannot be made: {nearest} may not be written; give another folder")
+
+
+def _refuse_earlier(output: Path) -> NoReturn:
+    cli.fail(f"{output} holds an earlier merge; give --overwrite to replace it, or another --output")
 
 
 class _Merge:
@@ -303,6 +308,9 @@ class _Merge:
         self.merger.check(aligned, same_base=self.same_base)
         require_savable(self.merger, aligned, self.rank, self.into, self.dtype)
         self._check_into(aligned)
+        if self._finished(aligned):
+            self.screen.print(f"{self.output} is finished and unchanged; --overwrite repeats it", soft_wrap=True)
+            return
         estimate = None
         if not self.screen.quiet:
             estimate = self._estimate(aligned)
@@ -322,6 +330,23 @@ class _Merge:
         known = {adapter.metadata.get("dtype") for adapter in adapters}
         own = known.pop() if len(known) == 1 else None
         return self.dtype or (getattr(torch, own) if own in DTYPES else torch.float32)
+
+    def _finished(self, aligned: Sequence[Any]) -> bool:
+        """Return whether this very merge is there, and need not be repeated; refuse to replace another unasked."""
+        from mergers.output.folder import key_for
+        from mergers.output.key import key_of
+        from mergers.workshops import remove_abandoned
+
+        there = None if self.output is None else key_of(self.output)
+        if self.output is not None:
+            remove_abandoned(
+                self.output.absolute().parent
+            )  # of a merge that was killed when it was as good as finished
+        if there is None or value_of(self.options, "overwrite", False):
+            return False
+        if there != key_for(self.merger, aligned, self.rank, self.into, self.dtype, self.for_task):
+            _refuse_earlier(self.output)
+        return True
 
     def _estimate(self, adapters: Sequence[Any]) -> "Estimate":
         from mergers.preflight import estimate

@@ -59,6 +59,7 @@ class Run:
             for name, space in self.spaces.items()
         }
         self.candidates: dict[tuple[str, str], Candidate] = {}
+        self.earlier = set(records.records)  # measured by an interrupted search, and not yet asked for in this one
         every = [form for name, merger in mergers.items() for form in forms(merger, self.spaces[name])]
         self.bytes_each = max(map(sweeper.bytes_of, every))
         self.memory = sweeper.room(self.bytes_each)
@@ -70,16 +71,18 @@ class Run:
         if not self.records.references:
             self.records.add([], self.sweeper.references())
         while batch := self.next_batch():
-            candidates = {candidate.key: candidate for _, candidate, _ in batch}
-            measured = self.sweeper.sweep(list(candidates.values()), self.merger_of)
-            self.records.add(measured)
-            self.records.write_table(self.metrics)
+            candidates = {one.key: one for _, one, _ in batch if one not in self.records}
+            measured = self.sweeper.sweep(list(candidates.values()), self.merger_of) if candidates else []
+            if measured:
+                self.records.add(measured)
+                self.records.write_table(self.metrics)
             for strategy, candidate, values in batch:
                 self.tell(strategy, candidate, values)
             for record in measured:
                 if record.failed:
                     say(f"passed over: {record.candidate.merge} {shown(record.candidate.values)}: {record.failed}")
-            say(self.progress())
+            if measured:
+                say(self.progress())
         self.records.write_table(self.metrics)  # it may be older than what was read, if the search was killed
         waiting = sum(strategy.elsewhere() for strategy in self.strategies.values())
         if waiting:
@@ -87,7 +90,11 @@ class Run:
         return self.best()
 
     def next_batch(self) -> list[tuple[Strategy, Candidate, Values]]:
-        """Return what is to be measured next; what has been measured is told at once."""
+        """Return what is to be measured next; what has been measured is told at once.
+
+        What an interrupted search has measured takes its place in a batch as it did then, so that the candidates after
+        it come in the same order. A strategy that remembers what it was told knows that itself.
+        """
         self.hear()
         batch: list[tuple[Strategy, Candidate, Values]] = []
         asking = True
@@ -102,7 +109,9 @@ class Run:
                         say(f"passed over: {name} {shown(values)}: {error}")
                         strategy.tell(values, -math.inf)
                         continue
-                    if candidate in self.records:
+                    replayed = candidate.key in self.earlier and not strategy.remembers
+                    self.earlier.discard(candidate.key)
+                    if candidate in self.records and not replayed:
                         self.tell(strategy, candidate, values)
                     else:
                         batch.append((strategy, candidate, values))

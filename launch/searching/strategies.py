@@ -12,6 +12,7 @@ from typing import Any
 
 from launch.searching.settings import Range, Search, Space, Values, start_of
 from mergers import Merger, SheetbendError
+from mergers.seeding import derive_seed
 
 # Of optuna: proposals before the first that looks at scores, proposals at once after that, and the seconds after which
 # a trial of another machine that has no score is not waited for.
@@ -20,7 +21,13 @@ JOURNAL = "optuna.journal"
 
 
 class Strategy(ABC):
-    """Proposes values and hears what became of them."""
+    """Proposes values and hears what became of them.
+
+    Attributes:
+        remembers: whether it keeps what it was told beyond the process.
+    """
+
+    remembers = False
 
     @abstractmethod
     def ask(self, most: int) -> list[Values]:
@@ -123,6 +130,8 @@ class Optuna(Strategy):
         worker: who asks. Its trials that were cut off are asked for first when it begins again.
     """
 
+    remembers = True
+
     def __init__(self, space: Space, start: Values, study: str, trials: int, storage: str, seed: int, worker: str):
         optuna = _optuna()
         self._space, self._trials, self._worker = space, trials, worker
@@ -130,10 +139,7 @@ class Optuna(Strategy):
         self._states = optuna.trial.TrialState
         self._study = _open_study(optuna, storage, study)
         known = self._study.get_trials(deepcopy=False)
-        # A search that goes on, or joins others, must not propose once more what the seed proposed first.
-        self._study.sampler = optuna.samplers.TPESampler(
-            seed=(seed + len(known)) % 2**32, multivariate=True, constant_liar=True, n_startup_trials=STARTUP
-        )
+        self._sampler, self._seed = optuna.samplers.TPESampler, seed
         if not known and all(_holds(values, start[name]) for name, values in space.items()):
             self._study.enqueue_trial(_encoded(space, start))
         self._cut_off = [one for one in known if one.state == self._states.RUNNING and self._owns(one)]
@@ -146,12 +152,15 @@ class Optuna(Strategy):
         while self._cut_off and len(found) < most:
             trial = self._cut_off.pop(0)
             found.append(self._note(trial.number, trial.params))
+        if found:  # some may have a score by now, which comes before the next proposals
+            return found
         trials = self._study.get_trials(deepcopy=False, states=[self._states.COMPLETE, self._states.RUNNING])
         running = [trial for trial in trials if trial.state == self._states.RUNNING]
         complete, own = len(trials) - len(running), sum(map(self._owns, running))
         alive = sum(self._owns(trial) or _age(trial) < ABANDONED for trial in running)
         free = max(AT_ONCE, STARTUP - complete) - own
         for _ in range(min(most - len(found), self._trials - complete - alive, free)):
+            self._study.sampler = self._sampler_for(len(self._study.get_trials(deepcopy=False)))
             trial = self._study.ask(self._distributions)
             trial.set_user_attr("worker", self._worker)
             found.append(self._note(trial.number, trial.params))
@@ -178,6 +187,11 @@ class Optuna(Strategy):
         """Return how many trials others have under way."""
         running = self._study.get_trials(deepcopy=False, states=[self._states.RUNNING])
         return sum(not self._owns(trial) and _age(trial) < ABANDONED for trial in running)
+
+    def _sampler_for(self, number: int) -> Any:
+        # Seeded for each trial: a search that goes on proposes what the uninterrupted one would have proposed.
+        seed = derive_seed(self._seed, "trial", number) % 2**32
+        return self._sampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=STARTUP)
 
     def _owns(self, trial: Any) -> bool:
         return trial.user_attrs.get("worker") == self._worker

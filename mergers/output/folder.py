@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,7 @@ from mergers.adapters.write import SAVED_DTYPES, peft_config, peft_tensors
 from mergers.errors import SheetbendError
 from mergers.files import atomic_folder, write_safetensors
 from mergers.output.card import model_card
+from mergers.output.key import merge_key
 from mergers.output.model_folder import ModelPatch, copy_model, find_places
 from mergers.output.summary import MERGE_FILE, MergeSummary, ModuleNumbers, adapter_facts, truncation_notes
 from mergers.output.truncation import in_order, require_rank, rounding_error, truncate
@@ -104,7 +106,9 @@ def save_merged(
             then = partial(_factored, facts=facts, rank=rank, dtype=dtype, sources=adapters)
             modules = _write_factors(folder, merger.stream(adapters, then=then, **options), adapters[0], facts)
         summary = _summary(path, merger, for_task, rank, saved_dtype, adapters, modules, heads, notes)
-        _write_rest(folder, summary, heads)
+        hashes = [facts["content_hash"] for facts in summary.adapters]
+        key = key_for(merger, adapters, rank, base_model, dtype, for_task, hashes)
+        _write_rest(folder, replace(summary, key=key), heads)
     return summary
 
 
@@ -130,7 +134,9 @@ def save_result(
         notes = list(merged.metadata.get("notes", []))
         about = (path, merged.merger, merged.for_task, rank, _plain(dtype), merged.sources)
         summary = _summary(*about, numbers, heads, notes)
-        _write_rest(folder, summary, heads)
+        hashes = [facts["content_hash"] for facts in summary.adapters]
+        key = key_for(merged.merger, merged.sources, rank, None, dtype, merged.for_task, hashes)
+        _write_rest(folder, replace(summary, key=key), heads)
     return summary
 
 
@@ -265,6 +271,24 @@ def _summary(
         heads=sorted(heads),
         notes=notes + truncation_notes(modules),
     )
+
+
+def key_for(
+    merger: "Merger",
+    adapters: Sequence[Adapter],
+    rank: int | None,
+    base_model: str | Path | None,
+    dtype: torch.dtype | None,
+    for_task: str | None,
+    hashes: Sequence[str] | None = None,
+) -> str:
+    """Return the key that the result of `save_merged` carries with these arguments.
+
+    ``adapters`` are aligned; ``hashes`` are those of their contents, where these are known.
+    """
+    hashes = hashes or [adapter.content_hash() for adapter in adapters]
+    dtype = dtype or SAVED_DTYPES.get(common_facts(adapters)["metadata"].get("dtype"), torch.float32)
+    return merge_key(merger, adapters, hashes, base_model, rank=rank, dtype=_plain(dtype), for_task=for_task)
 
 
 def _plain(dtype: torch.dtype) -> str:

@@ -39,6 +39,7 @@ class MergeSummary:
         modules: Numbers of each module.
         heads: Tasks whose own heads were kept beside the merged weights.
         notes: What else the user should know.
+        key: Hash of what the weights depend on; see `mergers.output.key`.
     """
 
     path: str
@@ -48,6 +49,7 @@ class MergeSummary:
     modules: Mapping[str, ModuleNumbers]
     heads: Sequence[str] = ()
     notes: Sequence[str] = field(default_factory=list)
+    key: str | None = None
 
     def __repr__(self) -> str:
         ranks = f"ranks {self.ranks[0]} to {self.ranks[1]}" if self.ranks else "a full model"
@@ -91,6 +93,7 @@ class MergeSummary:
         """Return everything but the path as plain values, for JSON."""
         return {
             "merger": self.merger,
+            "key": self.key,
             "settings": dict(self.settings),
             "adapters": [dict(adapter) for adapter in self.adapters],
             "norm": self.norm,

@@ -1,5 +1,7 @@
 """``sheetbend merge --seeds``: the same merge once a seed."""
 
+import shutil
+
 import pytest
 import yaml
 
@@ -39,7 +41,11 @@ def test_each_merge_is_that_of_its_adapters_with_its_seed(seeded, tmp_path, caps
     assert f"seed 0 (1 of 2): {tmp_path / 'm-0'}" in printed
     assert same(tmp_path / "m-1", Merger(transforms=[Dare(0.5, seed=1)]), second, rank=3)
     before = tree(tmp_path)
-    assert f"{tmp_path / 'm-0'} holds an earlier merge" in refused(capsys, *words)
+    shutil.rmtree(tmp_path / "m-1")  # as if it had been interrupted
+    printed = run(capsys, *words)
+    assert f"{tmp_path / 'm-0'} is finished and unchanged; --overwrite repeats it" in printed
+    assert tree(tmp_path) == before
+    assert f"{tmp_path / 'm-0'} holds an earlier merge" in refused(capsys, *words, "--coefficients", "2")
     assert tree(tmp_path) == before
     assert run(capsys, *words, "--overwrite", "--quiet") == ""
 

@@ -181,6 +181,21 @@ def test_a_download_that_was_cut_off_goes_on_where_it_stopped(hub, tmp_path, cap
     assert kept.read_bytes() == (hub.repositories["openai/clip"] / "model.safetensors").read_bytes()
 
 
+def test_contents_without_the_name_under_which_they_are_read_get_it(hub, tmp_path, capsys):
+    """As a process leaves them that is killed between the two; what it left of a small file goes."""
+    words = ("--config", config(tmp_path, ["mnist"]), "--mbit", "8")
+    prepare(capsys, *words)
+    snapshot = tmp_path / "hub" / "models--openai--clip" / "snapshots" / COMMIT
+    content = (snapshot / "config.json").resolve()
+    (snapshot / "config.json").unlink()
+    left = content.with_name(f"{content.name}.0a1b2c3d.incomplete")
+    left.write_bytes(b"half")
+    hub.served.clear()
+    out, _ = prepare(capsys, *words)
+    assert (snapshot / "config.json").resolve() == content and not left.exists()
+    assert not hub.served and "nothing to download" in out and out.endswith("ready\n")
+
+
 def test_ctrl_c_keeps_what_has_come(hub, tmp_path, capsys):
     """The whole program, interrupted in the middle of a file, and again in this process."""
     path = config(tmp_path, ["mnist"])

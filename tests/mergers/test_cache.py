@@ -130,8 +130,20 @@ def damage_empty(path):
 def damage_format(path):
     content = path.read_bytes()
     with safe_open(path, framework="pt") as file:
-        assert file.metadata()["format"] == "1"
-    path.write_bytes(content.replace(b'"format":"1"', b'"format":"0"'))
+        assert json.loads(file.metadata()["about"])["format"] == "2"
+    path.write_bytes(content.replace(rb"\"format\": \"2\"", rb"\"format\": \"1\""))
+    assert path.read_bytes() != content
+
+
+def test_the_same_entry_has_the_same_bytes(tmp_path):
+    """Also of a process that has written another number of files before; safetensors orders metadata by chance."""
+    written = set()
+    for name in "abcd":
+        cache = AlignmentCache(tmp_path / name)
+        cache.encoder(KnOTS())(updates())
+        (entry,) = cache.entries()
+        written.add(entry.path.read_bytes())
+    assert len(written) == 1
 
 
 DAMAGES = [damage_truncate, damage_flip, damage_foreign, damage_garbage, damage_empty, damage_format]
@@ -195,9 +207,9 @@ def test_clearing_takes_the_old_and_what_was_abandoned(tmp_path):
         cache.encoder(KnOTS())(updates(module))
     old, new = cache.entries()
     os.utime(old.path, (time.time() - 3 * 86400,) * 2)
-    temporary = tmp_path / ".abandoned.x.safetensors"
-    temporary.write_bytes(b"")
-    os.utime(temporary, (time.time() - 3 * 86400,) * 2)
+    temporary = tmp_path / ".abandoned.0a1b2c3d.part"
+    temporary.mkdir()
+    (temporary / "x.safetensors").write_bytes(b"")
     (tmp_path / "somebody's notes.txt").write_text("")
     assert [entry.path for entry in cache.clear(unused_days=2)] == [old.path]
     assert not temporary.exists() and [entry.path for entry in cache.entries()] == [new.path]

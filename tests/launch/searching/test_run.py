@@ -131,7 +131,7 @@ def test_what_was_measured_is_what_validate_measures(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("strategy", ["grid", "one_at_a_time", "optuna"])
-def test_an_interrupted_search_goes_on_with_nothing_measured_twice(run, measured, strategy, capsys):
+def test_an_interrupted_search_goes_on_with_nothing_measured_twice(run, measured, strategy, tmp_path, capsys):
     if strategy == "optuna":
         pytest.importorskip("optuna")
     words = [*run[1], "--search.strategy", strategy, "--search.trials", "4", "--search.at_once", "2"]
@@ -153,6 +153,14 @@ def test_an_interrupted_search_goes_on_with_nothing_measured_twice(run, measured
     main([*words, "--test_after_fit", "false"])
     every = json.loads((folder / "candidates.json").read_text())["candidates"]
     assert every[: len(half)] == half and 0 < len(half) < len(every)
+    shutil.copytree(run[0] / "adapters", tmp_path / "whole" / "adapters")
+    own = list(measured)
+    main([*words, "--test_after_fit", "false", "--trainer.default_root_dir", str(tmp_path / "whole")])
+    measured[:] = own
+    whole = json.loads((tmp_path / "whole" / "searches" / folder.name / "candidates.json").read_text())["candidates"]
+    assert [(one["merge"], one["values"], one["scores"]) for one in every] == [
+        (one["merge"], one["values"], one["scores"]) for one in whole
+    ]
     assert len({json.dumps([one["merge"], one["values"]]) for one in every}) == len(every) == sum(measured)
     before = tree(folder)
     (folder / "candidates.csv").write_text("")  # it was killed before it wrote this
