@@ -13,7 +13,7 @@ from mergers import Merger, load_adapter, load_difference, save_merged
 from mergers.adapters.differences import stored_tensors
 from tests.trust.fuzzing.harness import Sandbox, command
 from tests.trust.fuzzing.kinds import Kind, Target, write
-from tests.trust.fuzzing.mutate import as_json, mutated_bytes, mutated_safetensors, mutated_tree, strange
+from tests.trust.fuzzing.mutate import REGEX_BOMB, as_json, mutated_bytes, mutated_safetensors, mutated_tree, strange
 from tests.trust.fuzzing.pickles import mutated_pickle
 
 MODULES = ("layers.0.q_proj", "layers.1.q_proj")
@@ -97,7 +97,9 @@ def _configs(rng: random.Random, sandbox: Sandbox) -> Target:
     if rng.random() < 0.3 and isinstance(tree, dict):  # the patterns are where a name meets a regular expression
         field = rng.choice(["rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "layers_pattern"])
         value = strange(rng)
-        tree[field] = {value if isinstance(value, str) else "q": 2} if "_pattern" in field else value
+        tree[field] = {value if isinstance(value, str) else REGEX_BOMB: 2} if "_pattern" in field else value
+        long = {key.replace("layers.0", "a" * 40): value for key, value in tensors().items()}
+        write(folder / "adapter_model.safetensors", save(long))
     write(folder / "adapter_config.json", as_json(rng, tree))
     return read(rng, sandbox, folder)
 
