@@ -128,7 +128,12 @@ class ConfiguredCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | Mapping[str, Any]) -> None:
         """Parse ``args``, not ``sys.argv``."""
-        self.config = parser.parse_object(args) if self.in_series else parser.parse_args(args)
+        try:
+            self.config = parser.parse_object(args) if self.in_series else parser.parse_args(args)
+        except UnicodeDecodeError as error:
+            raise SheetbendError(f"the configuration is no text in UTF-8 ({error}); save it as such") from None
+        except RecursionError:
+            raise SheetbendError("the configuration is nested too deeply; see configs/quickstart.yaml") from None
 
     @property
     def seeds(self) -> list[int] | None:
