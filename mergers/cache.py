@@ -24,7 +24,7 @@ from mergers.hashing import Digest
 from mergers.spaces.base import Encoded, Space
 from mergers.updates import DenseUpdate, LowRankUpdate, Update
 
-_FORMAT = "1"
+_FORMAT = "2"
 _SUFFIX = ".safetensors"
 _DATA = "data"
 # Tensors begin at multiples of this many bytes, as torch's own do. The kernels behind a product may depend on it,
@@ -195,13 +195,9 @@ def _packed(encoded: Encoded) -> tuple[Tensor, dict[str, str]] | None:
         pieces += [flat, flat.new_zeros(padding)]
         start += tensor.numel() + padding
     data = torch.cat(pieces)
-    metadata = {
-        "format": _FORMAT,
-        "layout": json.dumps({"parts": layout, "scales": scales}),
-        "crc32": "0" * 10,
-        "padding": "",
-    }
-    return data, _with_padding(data, metadata | {"crc32": f"{_checksum_of(data):010d}"})
+    text = json.dumps({"parts": layout, "scales": scales})
+    checksum = zlib.crc32(text.encode(), _checksum_of(data))
+    return data, _with_padding(data, {"format": _FORMAT, "layout": text, "crc32": f"{checksum:010d}", "padding": ""})
 
 
 def _checksum_of(data: Tensor) -> int:
@@ -231,7 +227,8 @@ def _read(path: Path, device: torch.device) -> Encoded | None:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             data = file.get_tensor(_DATA)
-        if metadata["format"] != _FORMAT or int(metadata["crc32"]) != _checksum_in(path, data):
+        checksum = zlib.crc32(metadata["layout"].encode(), _checksum_in(path, data))
+        if metadata["format"] != _FORMAT or int(metadata["crc32"]) != checksum:
             return None
         layout = json.loads(metadata["layout"])
         if data.data_ptr() % _ALIGNMENT:

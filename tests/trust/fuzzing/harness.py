@@ -107,7 +107,7 @@ class Sandbox:
         """Return whether a path is one of those that may change."""
         if path in ("/dev/null", "/dev/tty") or path.startswith(("/dev/shm/", "/proc/self/")):
             return True
-        real = os.path.realpath(path)
+        real = os.path.realpath(path) if not path.endswith(os.sep) else path.rstrip(os.sep)
         allowed = (self.output, self.cache, self.scratch)
         return any(real == str(one) or real.startswith(f"{one}{os.sep}") for one in map(os.path.realpath, allowed))
 
@@ -120,8 +120,9 @@ class Sandbox:
                 self._require(event, arguments[0])
         elif event in _CHANGES:
             for path in arguments[: _CHANGES[event]]:
-                if isinstance(path, str | bytes | os.PathLike):
-                    self._require(event, _below(path, arguments[-1]))
+                if isinstance(path, str | bytes | os.PathLike):  # a link itself is changed, not what it leads to
+                    folder, name = os.path.split(_below(path, arguments[-1]))
+                    self._require(event, os.path.join(os.path.realpath(folder), name) + os.sep)  # noqa: PTH118
         elif event in _NEVER:
             self.violations.append(f"{event} {arguments[:2]!r}"[:300])
 
