@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -142,6 +143,8 @@ class ConfiguredCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; what a class says against its arguments becomes one line."""
+        if not isinstance(given := self._get(self.config, "trainer"), Namespace):  # a number is taken for a file
+            raise SheetbendError(f"trainer is {given!r}; give a mapping of its settings")
         if self.seeds is not None:
             return
         try:

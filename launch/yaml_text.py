@@ -6,6 +6,8 @@ import yaml
 
 # Entries that a document may have once its aliases are written out; the largest of ours has some thousands.
 _MOST_NODES = 1_000_000
+# Lists in lists that it may have; ours have ten.
+_MOST_LEVELS = 100
 
 
 class EndlessError(yaml.YAMLError):
@@ -13,12 +15,23 @@ class EndlessError(yaml.YAMLError):
 
 
 class Bounded:
-    """What a loader of PyYAML takes on to refuse documents without end, before anything is made of them."""
+    """What a loader of PyYAML takes on to refuse documents without end, before anything is made of them.
+
+    Raises:
+        EndlessError: Lists and maps in it are nested too deeply, of which the loader in C dies.
+    """
+
+    def __init__(self, stream: str):
+        _require_shallow(stream)
+        super().__init__(stream)
 
     def construct_document(self, node: yaml.Node) -> Any:
         """Return what a document holds."""
         nodes_of(node)
-        return super().construct_document(node)
+        try:
+            return super().construct_document(node)
+        except ValueError as error:  # of a date that there is not, or a number of thousands of digits
+            raise yaml.YAMLError(str(error)) from None
 
 
 class Loader(Bounded, yaml.SafeLoader):
@@ -30,10 +43,16 @@ def load_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: It is no YAML, asks for more than plain values, or has no end.
-        ValueError: It holds a date that there is not, or a number of thousands of digits.
-        RecursionError: It is nested too deeply.
     """
     return yaml.load(text, Loader)  # noqa: S506  it is a safe one
+
+
+def _require_shallow(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MOST_LEVELS:
+            raise EndlessError(f"it has more than {_MOST_LEVELS} lists and maps inside each other; flatten it")
 
 
 def nodes_of(root: yaml.Node) -> int:

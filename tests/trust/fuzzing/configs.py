@@ -103,5 +103,5 @@ def _merges(rng: random.Random, sandbox: Sandbox) -> Target:
 
 KINDS = (
     Kind("merge-config", "YAML of sheetbend merge, which is then run", 1200, 40, _merges),
-    Kind("run-config", "YAML of fit, test, validate, search, adapt and analyse: read, and all it names built", 1500, 12, _runs, 60),
+    Kind("run-config", "YAML of fit, test, validate, search, adapt and analyse: read, and all it names built", 600, 6, _runs, 60),
 )
