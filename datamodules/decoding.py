@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from datamodules.images import ImageTransform, Raw, look_at, open_image
+from datamodules.images import ImageTransform, Raw, open_image, unread
 from datamodules.sources.image_source import ImageSource
 from mergers.errors import SheetbendError
 
@@ -78,7 +78,7 @@ def read_keys(source: ImageSource, owner: str, quiet: bool = False) -> np.ndarra
         raw = source.raw(row)
         if isinstance(raw, bytes):
             with _readable(source, row, owner):
-                look_at(raw).close()  # its first bytes; reads no pixels
+                unread(raw).close()  # its first bytes; reads no pixels
         return key_of(raw)
 
     keys = np.empty((len(source), KEY_BYTES), np.uint8)

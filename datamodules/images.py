@@ -23,7 +23,7 @@ INTERPOLATIONS = {
 # Preprocessor configurations give Pillow's numbers.
 _NUMBERS = {int(value): name for name, value in INTERPOLATIONS.items()}
 # What pictures may be written in. Pillow knows more, by their first bytes, and gives some of it to other programs.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
 # Pixels that a picture may have, before and after its resize: Pillow's own limit, above which it only warns.
 MOST_PIXELS = 89_478_485
 _WIDE = ("I", "I;16", "I;16L", "I;16B", "I;16N")
@@ -158,13 +158,13 @@ def open_image(raw: Raw) -> Image.Image:
     """Return the picture of ``raw``; whatever Pillow raises for bytes that are none is left to the caller."""
     if isinstance(raw, np.ndarray):
         return Image.fromarray(raw)
-    image = look_at(raw)
+    image = unread(raw)
     _require_pixels(*image.size)
     image.load()
     return image
 
 
-def look_at(raw: bytes) -> Image.Image:
+def unread(raw: bytes) -> Image.Image:
     """Return the picture of an encoded ``raw`` before any pixel is decoded; raises what Pillow does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # this limit is an error here

@@ -27,7 +27,6 @@ from lightning_modules import Adaptation, LoRATasks
 set_parsing_settings(docstring_parse_style=DocstringStyle.GOOGLE)
 
 
-
 def _as_it_stands(value: Any, *_: Any) -> Any:
     """Return a value of an argument without a type: a mapping with a class_path is a mapping."""
     return value

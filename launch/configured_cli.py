@@ -133,6 +133,8 @@ class ConfiguredCLI(LightningCLI):
             self.config = parser.parse_object(args) if self.in_series else parser.parse_args(args)
         except UnicodeDecodeError as error:
             raise SheetbendError(f"the configuration is no text in UTF-8 ({error}); save it as such") from None
+        except OverflowError as error:
+            raise SheetbendError(f"the configuration has a number that no computer holds ({error}); mend it") from None
         except RecursionError:
             raise SheetbendError("the configuration is nested too deeply; see configs/quickstart.yaml") from None
 

@@ -9,8 +9,8 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from mergers.hashing import Digest
 from mergers.files import atomic_write, cache_folder, write_safetensors
+from mergers.hashing import Digest
 
 
 def cached_vectors(facts: Any, make: Callable[[], Tensor]) -> Tensor:

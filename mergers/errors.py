@@ -1,6 +1,5 @@
 """The one exception that means: the user can fix this."""
 
-
 _LONGEST = 2000  # characters; a name in somebody else's file may have millions
 
 

@@ -118,7 +118,9 @@ def _saved(folder: Path, split: str, where: str) -> Dataset:
     try:
         saved = load_from_disk(str(folder))
     except Exception as error:  # of json, pyarrow and the library itself
-        raise SheetbendError(f"{where}: cannot be read as a saved data set ({one_line(error)}); save it again") from None
+        raise SheetbendError(
+            f"{where}: cannot be read as a saved data set ({one_line(error)}); save it again"
+        ) from None
     if not isinstance(saved, DatasetDict):
         return saved
     if split not in saved:

@@ -15,9 +15,9 @@ _CHOICE = re.compile(r"[*+{]|(?<![*+?}(])\?")  # how often, or whether at all; n
 
 
 def is_plain(pattern: Any) -> bool:
-    """Return whether a pattern means itself: a name, or the end of one.
+    r"""Return whether a pattern means itself: a name, or the end of one.
 
-    >>> is_plain("q_proj"), is_plain("^layers\\.0\\.q"), is_plain(r".*\\.(q|k)_proj")
+    >>> is_plain("q_proj"), is_plain(r"^layers\.0\.q"), is_plain(r".*\.(q|k)_proj")
     (True, True, False)
     """
     return _PLAIN.fullmatch(str(pattern)) is not None
@@ -85,12 +85,12 @@ class Patterns:
 
 
 def most_steps(pattern: str, length: int) -> float:
-    """Return a bound on the steps of matching a name of ``length`` characters; infinite where there is no simple one.
+    r"""Return a bound on the steps of matching a name of ``length`` characters; infinite where there is none.
 
     Each repeat of a character begins and ends somewhere in the name, each group takes one of its alternatives, and
     backtracking may try all combinations. A repeated group may double them at each character.
 
-    >>> most_steps(r"layers\\.[0-9]+\\.(q|v)", 20), most_steps(r"(a+)+b", 20)
+    >>> most_steps(r"layers\.[0-9]+\.(q|v)", 20), most_steps(r"(a+)+b", 20)
     (924, inf)
     """
     bare = _ONE_CHARACTER.sub("x", pattern)

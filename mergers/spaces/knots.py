@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
-
 from mergers.errors import SheetbendError
 from mergers.functional.linalg import numerical_rank, svd_of_concatenation, without_rounding
 from mergers.spaces.base import Encoded, Space

@@ -372,7 +372,7 @@ def test_a_key_that_cannot_be_hashed_in_time_is_refused(tmp_path):
     (folder / "adapter_model.safetensors").unlink()
     twice = b"".join(b"q%c" % n + b"h%c" % n + b"\x86" for n in range(60))
     (folder / "adapter_model.bin").write_bytes(b"\x80\x02})" + twice + b"Ns.")
-    with pytest.raises(SheetbendError, match="adapter_model.bin is not read, since it holds tuples of tuples"):
+    with pytest.raises(SheetbendError, match=r"adapter_model.bin is not read, since it holds tuples of tuples"):
         load_adapter(folder)
     with zipfile.ZipFile(folder / "adapter_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}." + bytes(10**6))

@@ -130,8 +130,8 @@ def damage_empty(path):
 def damage_format(path):
     content = path.read_bytes()
     with safe_open(path, framework="pt") as file:
-        assert file.metadata()["format"] == "1"
-    path.write_bytes(content.replace(b'"format":"1"', b'"format":"0"'))
+        assert file.metadata()["format"] == "2"
+    path.write_bytes(content.replace(b'"format":"2"', b'"format":"0"'))
 
 
 DAMAGES = [damage_truncate, damage_flip, damage_foreign, damage_garbage, damage_empty, damage_format]

@@ -1,4 +1,4 @@
-"""Numbers at the edge of what a computer holds: a finite result by the definition, or an error that names the module."""
+"""Numbers at the edge of what a computer holds: a finite result by definition, or an error that names the module."""
 
 import math
 
@@ -107,8 +107,10 @@ CASES = {
     "all lack rank": (all_of(with_factors(B=first_twice)), True),
     "twins": (lambda: [Adapter(random_adapters(1, SHAPES)[0], name, "base") for name in ("a", "b", "c")], True),
     "opposites": (
-        lambda: [changed(Adapter(random_adapters(1, SHAPES)[0], n, "base"), with_factors(scale=s)) for n, s in
-                 (("a", 1.0), ("b", -1.0))],
+        lambda: [
+            changed(Adapter(random_adapters(1, SHAPES)[0], n, "base"), with_factors(scale=s))
+            for n, s in (("a", 1.0), ("b", -1.0))
+        ],
         True,
     ),
     "equal singular values": (lambda: [orthonormal(a) for a in random_adapters(3, SHAPES, ranks=3)], True),
@@ -178,7 +180,9 @@ PLAIN = ("one is zero", "one has a zero A", "B lacks rank", "A lacks rank", "tin
 
 
 @pytest.mark.parametrize("case", PLAIN)
-@everywhere([Mean(), TaskArithmetic(), MetaGPT(), Ties(1.0), Ties(0.5, trim="local"), Cart(), TallMasks()], None, SPACES[:2])
+@everywhere(
+    [Mean(), TaskArithmetic(), MetaGPT(), Ties(1.0), Ties(0.5, trim="local"), Cart(), TallMasks()], None, SPACES[:2]
+)
 def test_edges_agree_with_the_slow_reference(space, method, case):
     adapters, merger = CASES[case][0](), Merger(space, method)
     try:
@@ -314,7 +318,9 @@ def test_alpha_of_any_size(tmp_path, alpha, outcome, dtype, rslora):
             Merger("knots", "mean").merge(adapters)
         return
     merged = Merger("full", "mean").merge(adapters).dense()["q"]
-    product = tensors["base_model.model.q.lora_B.weight"].double() @ tensors["base_model.model.q.lora_A.weight"].double()
+    product = (
+        tensors["base_model.model.q.lora_B.weight"].double() @ tensors["base_model.model.q.lora_A.weight"].double()
+    )
     expected = (product * adapters[0]["q"].scale + adapters[1].dense()["q"].double()) / 2
     torch.testing.assert_close(merged.double(), expected, rtol=1e-5, atol=1e-6)
 
@@ -327,15 +333,15 @@ def test_a_scale_that_float16_cannot_hold(tmp_path, space, dtype):
         "base_model.model.q.lora_A.weight": torch.full((2, 3), 2.0, dtype=dtype),
         "base_model.model.q.lora_B.weight": torch.full((4, 2), 300.0, dtype=dtype),
     }
-    adapters = [
-        load_adapter(write_peft_folder(tmp_path / name, tensors, lora_alpha=2000)) for name in ("pets", "cars")
-    ]
+    adapters = [load_adapter(write_peft_folder(tmp_path / name, tensors, lora_alpha=2000)) for name in ("pets", "cars")]
     merger, output = Merger(space, TaskArithmetic()), tmp_path / "merged"
     merged = merger.merge(adapters)
     expected = torch.full((4, 3), 2 * 1000 * 2 * 2 * 300.0)
     torch.testing.assert_close(merged.dense()["q"], expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=0)
     if dtype == torch.float16:
-        with pytest.raises(SheetbendError, match=r"module q: its factors do not fit torch.float16; give dtype=torch.fl"):
+        with pytest.raises(
+            SheetbendError, match=r"module q: its factors do not fit torch.float16; give dtype=torch.fl"
+        ):
             save_merged(merger, adapters, output)
         assert not output.exists()
     save_merged(merger, adapters, output, dtype=torch.float32)

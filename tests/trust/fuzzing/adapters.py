@@ -159,11 +159,15 @@ def _checkpoints(rng: random.Random, sandbox: Sandbox) -> Target:
         places = {"metadata": {}, "weight_map": {key: name for name, its in parts.items() for key in its}}
         if rng.random() < 0.2:
             shutil.move(tuned / "model-2.safetensors", sandbox.inputs / "model-2.safetensors")
-            places["weight_map"]["steps"] = rng.choice(["../model-2.safetensors", f"{sandbox.inputs}/model-2.safetensors"])
+            places["weight_map"]["steps"] = rng.choice(
+                ["../model-2.safetensors", f"{sandbox.inputs}/model-2.safetensors"]
+            )
         write(tuned / "model.safetensors.index.json", as_json(rng, mutated_tree(rng, places, str(sandbox.outside))))
     match rng.randrange(4):
         case 0:
-            return command("merge", "--adapters", base, "--base", tuned, "--into", tuned, "--output", sandbox.output / "m")
+            return command(
+                "merge", "--adapters", base, "--base", tuned, "--into", tuned, "--output", sandbox.output / "m"
+            )
         case 1:
             words = ("--adapters", honest(sandbox.inputs / "cars"), "--into", tuned, "--output", sandbox.output / "m")
             return command("merge", *words)
@@ -198,7 +202,16 @@ def _folders(rng: random.Random, sandbox: Sandbox) -> Target:
     folder = honest(sandbox.inputs / "pets", 0)
     name = rng.choice(["adapter_config.json", "adapter_model.safetensors", "head.safetensors", "heads.pt"])
     (folder / name).unlink(missing_ok=True)
-    targets = [sandbox.outside / "precious", "/dev/zero", "/dev/urandom", "/proc/self/mem", "/", ".", name, "../nowhere"]
+    targets = [
+        sandbox.outside / "precious",
+        "/dev/zero",
+        "/dev/urandom",
+        "/proc/self/mem",
+        "/",
+        ".",
+        name,
+        "../nowhere",
+    ]
     match rng.randrange(6):
         case 0 | 1:
             (folder / name).symlink_to(rng.choice([*targets, "/dev/stdin", "/proc/self/environ", "/etc"]))
@@ -209,7 +222,9 @@ def _folders(rng: random.Random, sandbox: Sandbox) -> Target:
 
             os.mkfifo(folder / name)
         case 4:
-            write(folder / name, rng.choice([b"", b"\0", b"version https://git-lfs.github.com/spec/v1\n", b"{}", b"PK"]))
+            write(
+                folder / name, rng.choice([b"", b"\0", b"version https://git-lfs.github.com/spec/v1\n", b"{}", b"PK"])
+            )
         case _:
             write(folder / name, mutated_bytes(rng, rng.choice([weights(), json.dumps(CONFIG).encode()])))
     if rng.random() < 0.3:

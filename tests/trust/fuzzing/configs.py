@@ -16,7 +16,7 @@ from tests.trust.fuzzing.adapters import honest
 from tests.trust.fuzzing.harness import Sandbox, command
 from tests.trust.fuzzing.kinds import Kind, Target, write
 from tests.trust.fuzzing.mutate import at, places, strange
-from tests.trust.fuzzing.yamls import bomb, mutated_yaml
+from tests.trust.fuzzing.yamls import mutated_yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 MERGE = {
@@ -39,7 +39,10 @@ def quickstart() -> dict[str, Any]:
     tree = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
     mergers = tree["trainer"]["callbacks"][0]["init_args"]["mergers"]  # each takes a third of a second to read
     tree["trainer"]["callbacks"][0]["init_args"]["mergers"] = {name: mergers[name] for name in ("mean", "dare-ties")}
-    callback = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor", "init_args": {"logging_interval": "step"}}
+    callback = {
+        "class_path": "lightning.pytorch.callbacks.LearningRateMonitor",
+        "init_args": {"logging_interval": "step"},
+    }
     tree["trainer"]["callbacks"].append(callback)
     tree["trainer"]["logger"] = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs"}}
     tree["trainer"] |= {"accelerator": "cpu", "devices": 1, "plugins": None, "strategy": "auto", "profiler": None}
@@ -81,7 +84,9 @@ def only_parsed(sandbox: Sandbox, *words: object) -> Target:
 def _runs(rng: random.Random, sandbox: Sandbox) -> Target:
     tree = copy.deepcopy(rng.choice([quickstart(), quickstart(), own_data()]))
     if rng.random() < 0.25:  # where a value may be anything
-        keys = rng.choice([keys for keys in places(tree) if "over" in keys or "of" in keys or "mergers" in keys] or [()])
+        keys = rng.choice(
+            [keys for keys in places(tree) if "over" in keys or "of" in keys or "mergers" in keys] or [()]
+        )
         if keys:
             at(tree, keys[:-1])[keys[-1]] = strange(rng, str(sandbox.outside))
     content = mutated_yaml(rng, tree, str(sandbox.outside))
@@ -103,5 +108,12 @@ def _merges(rng: random.Random, sandbox: Sandbox) -> Target:
 
 KINDS = (
     Kind("merge-config", "YAML of sheetbend merge, which is then run", 1200, 40, _merges),
-    Kind("run-config", "YAML of fit, test, validate, search, adapt and analyse: read, and all it names built", 600, 6, _runs, 60),
+    Kind(
+        "run-config",
+        "YAML of fit, test, validate, search, adapt and analyse: read, and all it names built",
+        600,
+        6,
+        _runs,
+        60,
+    ),
 )

@@ -83,7 +83,9 @@ def _pictures(rng: random.Random, sandbox: Sandbox) -> Target:
         match rng.randrange(8):
             case 0:
                 place = folder / "cat" / name
-                target = rng.choice(["/dev/zero", "/dev/stdin", "nowhere", str(sandbox.outside / "secret.png"), name, "/"])
+                target = rng.choice(
+                    ["/dev/zero", "/dev/stdin", "nowhere", str(sandbox.outside / "secret.png"), name, "/"]
+                )
                 place.unlink(missing_ok=True)
                 place.symlink_to(target)
             case 1:
@@ -101,7 +103,9 @@ def _pictures(rng: random.Random, sandbox: Sandbox) -> Target:
     cache = rng.choice([0, 1])
 
     def run() -> None:
-        module = ImageFolderDataModule({"pets": ImageSet(str(folder), **options)}, image_cache_gb=cache)
+        module = ImageFolderDataModule(
+            {"pets": ImageSet(str(folder), val=0.25, test=0.25, **options)}, image_cache_gb=cache
+        )
         module.quiet, module.image_transform = True, TRANSFORM
         module.setup()
         for split in ("train", "val", "test"):
@@ -149,7 +153,9 @@ def _table(rng: random.Random, suffix: str) -> bytes:
         case 0 | 1:
             return mutated_bytes(rng, content)
         case 2:
-            return rng.choice([text.encode("utf-16", "surrogatepass"), b"\xef\xbb\xbf" + content, content + b"\0" * 100])
+            return rng.choice(
+                [text.encode("utf-16", "surrogatepass"), b"\xef\xbb\xbf" + content, content + b"\0" * 100]
+            )
         case 3:
             return rng.choice([b"", b"\n" * 1000, b'"' + content, content.replace(b"\n", b"\r"), b"," * 100_000])
     return content
@@ -178,9 +184,20 @@ def _cards(rng: random.Random, sandbox: Sandbox) -> Target:
     folder = sandbox.inputs / "mood"
     write(folder / "train.csv", b"text,label\n" + b"".join(b"text %d,%d\n" % (i, i % 2) for i in range(20)))
     files = rng.choice(
-        ["train.csv", "../../outside/*", f"{sandbox.outside}/precious", "**/*", "../**", "/etc/passwd", "[", "{a,b}" * 9]
+        [
+            "train.csv",
+            "../../outside/*",
+            f"{sandbox.outside}/precious",
+            "**/*",
+            "../**",
+            "/etc/passwd",
+            "[",
+            "{a,b}" * 9,
+        ]
     )
-    odd = rng.choice([files, [files], {"split": "train", "path": files}, [{"split": "train", "path": files}], strange(rng)])
+    odd = rng.choice(
+        [files, [files], {"split": "train", "path": files}, [{"split": "train", "path": files}], strange(rng)]
+    )
     configs = rng.choice([[{"config_name": "default", "data_files": odd}], strange(rng), {"default": odd}])
     text = yaml.safe_dump({"configs": configs, "dataset_info": strange(rng)}, allow_unicode=True)
     if rng.random() < 0.1:

@@ -95,7 +95,21 @@ def mutated_tree(rng: random.Random, tree: Any, outside: str = "/nowhere") -> An
 
 
 def _odd_name(rng: random.Random) -> str:
-    names = ["", "x", "a.b", "..", "__class__", "class_path", "init_args", "auto_map", "é", "a\nb", "-", "--config", "0"]
+    names = [
+        "",
+        "x",
+        "a.b",
+        "..",
+        "__class__",
+        "class_path",
+        "init_args",
+        "auto_map",
+        "é",
+        "a\nb",
+        "-",
+        "--config",
+        "0",
+    ]
     return rng.choice([*names, "lora_alpha", "use_dora", "trust_remote_code", "a" * 5000])
 
 
@@ -197,7 +211,21 @@ def mutated_safetensors(rng: random.Random, content: bytes) -> bytes:
         return mutated_bytes(rng, content)
 
 
-_SHAPES = ([], [0], [1], [2, 3], [3, 2], [-1, 3], [2.5, 3], ["2", 3], [[2, 3]], None, [2, 3, 1, 1, 1, 1, 1], [0, 0], [6])
+_SHAPES = (
+    [],
+    [0],
+    [1],
+    [2, 3],
+    [3, 2],
+    [-1, 3],
+    [2.5, 3],
+    ["2", 3],
+    [[2, 3]],
+    None,
+    [2, 3, 1, 1, 1, 1, 1],
+    [0, 0],
+    [6],
+)
 _HUGE = ([10**12], [10**6, 10**6], [2, 10**12], [10**12, 2], [2**63], [2**64], [2**32, 2**32], [2**62, 4, 4], [10**30])
 
 
@@ -215,10 +243,25 @@ def _odd_offsets(rng: random.Random, offsets: Any, size: int) -> Any:
 
 
 def _odd_key(rng: random.Random, name: str) -> str:
-    keys = [name + " ", name.upper(), f"../{name}", f"/{name}", "..", "", "\0", "a\nb", name.replace(".", "/"), "x" * 9999]
+    keys = [
+        name + " ",
+        name.upper(),
+        f"../{name}",
+        f"/{name}",
+        "..",
+        "",
+        "\0",
+        "a\nb",
+        name.replace(".", "/"),
+        "x" * 9999,
+    ]
     module = name.rpartition(".lora_")[0]
     more = [f"{module}.base_layer.weight", f"{module}.lora_magnitude_vector", f"{module}.lora_A.bias", f"{module}.bias"]
-    more += [name.replace("lora_A", "lora_embedding_A").removesuffix(".weight"), name.replace("q", "q" * 3000), "a" * 60]
+    more += [
+        name.replace("lora_A", "lora_embedding_A").removesuffix(".weight"),
+        name.replace("q", "q" * 3000),
+        "a" * 60,
+    ]
     return rng.choice([*keys, *more, name.replace("layers", ".."), name.replace("lora_A", "lora_B")])
 
 

@@ -47,7 +47,9 @@ def _reports(rng: random.Random, sandbox: Sandbox) -> Target:
         case _:
             name = rng.choice(["results.json", "config.yaml", "history.csv"])
             (folder / name).unlink()
-            (folder / name).symlink_to(rng.choice([sandbox.outside / "precious", "/dev/zero", "/", name, "/etc/passwd"]))
+            (folder / name).symlink_to(
+                rng.choice([sandbox.outside / "precious", "/dev/zero", "/", name, "/etc/passwd"])
+            )
     if rng.random() < 0.04:
         return command("report", folder, "--output", sandbox.output / "report")
     return lambda: read_runs([folder])
@@ -156,7 +158,6 @@ def _links(rng: random.Random, sandbox: Sandbox) -> Target:
         (events / "training").symlink_to(sandbox.outside)
     if rng.random() < 0.5:
         return lambda: VariantEvents(events, "fit").close()
-
 
     def clean() -> None:
         clear(folder)
