@@ -31,7 +31,8 @@ class VariantEvents:
         self.folder, self.phase = folder, phase
         self._writers: dict[str, SummaryWriter] = {}
         for path in folder.glob(f"*/events.out.tfevents.*.{phase}"):
-            path.unlink()
+            if not path.parent.is_symlink():  # what a link leads to is no part of the run
+                path.unlink()
 
     def __getitem__(self, variant: str) -> SummaryWriter:
         """Return the writer of ``variant``, opened at first use."""

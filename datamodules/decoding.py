@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +10,11 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from datamodules.images import ImageTransform, Raw, open_image
+from datamodules.images import ImageTransform, Raw, open_image, unread
 from datamodules.sources.image_source import ImageSource
 from mergers.errors import SheetbendError
 
@@ -80,7 +78,7 @@ def read_keys(source: ImageSource, owner: str, quiet: bool = False) -> np.ndarra
         raw = source.raw(row)
         if isinstance(raw, bytes):
             with _readable(source, row, owner):
-                Image.open(io.BytesIO(raw)).close()  # its first bytes; reads no pixels
+                unread(raw).close()  # its first bytes; reads no pixels
         return key_of(raw)
 
     keys = np.empty((len(source), KEY_BYTES), np.uint8)

@@ -45,6 +45,11 @@ class MappedImages:
         """The shape of all pictures, (N, 3, S, S)."""
         return self._pixels.shape
 
+    @property
+    def dtype(self) -> np.dtype:
+        """What the pixels are, uint8."""
+        return self._pixels.dtype
+
     def take(self, rows: Sequence[int] | Tensor) -> Tensor:
         """Return uint8 (B, 3, S, S)."""
         return torch.from_numpy(self._pixels[np.asarray(rows)])
@@ -137,10 +142,10 @@ class ImageCache:
         """
         sweep(self.folder / "keys")
         path = self.folder / "keys" / f"{_hash_of(source.stamp, len(source))}.npy"
-        with contextlib.suppress(OSError, ValueError):
-            found = np.load(path)
+        with contextlib.suppress(Exception):  # absent, damaged, or somebody else's: it is only a cache
+            found = np.load(path, mmap_mode="r")  # whatever size its header claims
             if found.shape == (len(source), KEY_BYTES) and found.dtype == np.uint8:
-                return found
+                return np.array(found)
 
         found = read_keys(source, owner, self.quiet)
         source.release()
@@ -294,9 +299,9 @@ def _mapped(path: Path, lock: Any, shape: tuple[int, ...]) -> MappedImages | Non
     """Return the entry at ``path``; none if it is not there or not whole."""
     try:
         found = MappedImages(path, lock)
-    except (OSError, ValueError):
+        return found if found.shape == shape and found.dtype == np.uint8 else None
+    except Exception:  # absent, damaged, or somebody else's: it is only a cache
         return None
-    return found if found.shape == shape else None
 
 
 def _locked(path: Path, shared: bool) -> Any | None:

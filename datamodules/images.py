@@ -1,6 +1,7 @@
 """From a picture as it stands in a data set to the uint8 square that a vision model takes."""
 
 import io
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +22,10 @@ INTERPOLATIONS = {
 }
 # Preprocessor configurations give Pillow's numbers.
 _NUMBERS = {int(value): name for name, value in INTERPOLATIONS.items()}
+# What pictures may be written in. Pillow knows more, by their first bytes, and gives some of it to other programs.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
+# Pixels that a picture may have, before and after its resize: Pillow's own limit, above which it only warns.
+MOST_PIXELS = 89_478_485
 _WIDE = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -122,6 +127,7 @@ class ImageTransform:
             longer = int(self.short_side * long / short)
             target = (self.short_side, longer) if image.width <= image.height else (longer, self.short_side)
         if image.size != target:
+            _require_pixels(*target)
             image = image.resize(target, INTERPOLATIONS[self.interpolation])
         left, top = (self._offset(side) for side in image.size)
         pixels = np.asarray(image)[top : top + self.size, left : left + self.size]
@@ -152,9 +158,22 @@ def open_image(raw: Raw) -> Image.Image:
     """Return the picture of ``raw``; whatever Pillow raises for bytes that are none is left to the caller."""
     if isinstance(raw, np.ndarray):
         return Image.fromarray(raw)
-    image = Image.open(io.BytesIO(raw))
+    image = unread(raw)
+    _require_pixels(*image.size)
     image.load()
     return image
+
+
+def unread(raw: bytes) -> Image.Image:
+    """Return the picture of an encoded ``raw`` before any pixel is decoded; raises what Pillow does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # this limit is an error here
+        return Image.open(io.BytesIO(raw), formats=FORMATS)
+
+
+def _require_pixels(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} are more than {MOST_PIXELS:,} pixels")
 
 
 def _sides(size: int | Mapping[str, int]) -> Mapping[str, int]:

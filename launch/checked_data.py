@@ -104,7 +104,7 @@ class Record:
         path = self._path(task)
         try:
             return None if path is None else Checked(**json.loads(path.read_text()), recorded=True)
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     def write(self, task: Task, found: Checked) -> None:

@@ -18,6 +18,7 @@ from launch.commands import COMMANDS, command
 
 PROGRAM = "sheetbend"
 USER_FAULT = 2
+LONGEST = 2000  # characters of a message
 EARLY = "\ninterrupted before the run began; nothing was lost, the same command starts again"
 INTERRUPTED = 130  # what shells report of a program that SIGINT ended
 TERMINATED = 143  # the same of SIGTERM
@@ -161,8 +162,21 @@ def kinds_as_option(words: list[str]) -> list[str]:
 
 def fail(message: str) -> NoReturn:
     """Print one line to stderr and exit with status 2."""
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr, flush=True)
+    print(f"{PROGRAM}: error: {printable(message)}", file=sys.stderr, flush=True)
     raise SystemExit(USER_FAULT)
+
+
+def printable(message: str) -> str:
+    r"""Return a message as one line that the terminal cannot take for commands, and that has an end.
+
+    `mergers.SheetbendError` does the same; importing it takes seconds.
+
+    >>> printable("task 'a\n\x1b[2Jb'")
+    "task 'a\\n\\x1b[2Jb'"
+    """
+    if not message.isprintable():
+        message = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in message)
+    return message if len(message) <= LONGEST else f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
 
 
 def quiet_libraries() -> None:

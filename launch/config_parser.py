@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any, ClassVar, NoReturn
 
+import jsonargparse._loaders_dumpers
+import jsonargparse._typehints
 from docstring_parser import DocstringStyle
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
@@ -18,10 +20,31 @@ from launch import cli
 from launch.analysing.settings import Analysis
 from launch.errors import one_line, option_names, place_in, plain
 from launch.searching.settings import Search
+from launch.yaml_text import Bounded
 from lightning_modules import Adaptation, LoRATasks
 
 # By default every docstring is parsed in four styles, at each of hundreds of parsers that one configuration takes.
 set_parsing_settings(docstring_parse_style=DocstringStyle.GOOGLE)
+
+
+def _as_it_stands(value: Any, *_: Any) -> Any:
+    """Return a value of an argument without a type: a mapping with a class_path is a mapping."""
+    return value
+
+
+# jsonargparse calls whatever a class_path names where a value may be anything (os.system, say), before anybody can
+# look at it. There is no option against that, so that its own function is replaced; tests/launch/test_config_parser.py
+# notices when another version goes another way.
+if not callable(jsonargparse._typehints.adapt_classes_any):
+    raise ImportError("this version of jsonargparse is not known to be safe")
+jsonargparse._typehints.adapt_classes_any = _as_it_stands
+
+
+class _Loader(Bounded, jsonargparse._loaders_dumpers.get_yaml_default_loader()):
+    """The parser's own loader of YAML, which refuses documents without end."""
+
+
+jsonargparse._loaders_dumpers.yaml_default_loader = _Loader
 
 # Where in a configuration a class of ours stands.
 PLACES = {
@@ -58,6 +81,15 @@ class Parser(LightningArgumentParser):
             if container is dict:  # of lists, the parser itself shows the help
                 self.add_fields_help(f"{nested_key}.{name}" if nested_key else name, container, declared)
         return added
+
+    def add_function_arguments(self, function: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse a function where a class belongs: the parser would call it with what the configuration says.
+
+        Raises:
+            ImportError: Always, which the parser takes for a class_path that is none.
+        """
+        name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', function)}"
+        raise ImportError(f"{name} is no class; give a class_path that names one")
 
     def add_fields_help(self, key: str, container: type, declared: type) -> None:
         """Add an option that shows the fields of the declarations that ``key`` holds."""

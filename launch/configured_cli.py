@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -169,7 +170,14 @@ class ConfiguredCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | Mapping[str, Any]) -> None:
         """Parse ``args``, not ``sys.argv``."""
-        self.config = parser.parse_object(args) if self.in_series else parser.parse_args(args)
+        try:
+            self.config = parser.parse_object(args) if self.in_series else parser.parse_args(args)
+        except UnicodeDecodeError as error:
+            raise SheetbendError(f"the configuration is no text in UTF-8 ({error}); save it as such") from None
+        except OverflowError as error:
+            raise SheetbendError(f"the configuration has a number that no computer holds ({error}); mend it") from None
+        except RecursionError:
+            raise SheetbendError("the configuration is nested too deeply; see configs/quickstart.yaml") from None
 
     @property
     def seeds(self) -> list[int] | None:
@@ -178,6 +186,8 @@ class ConfiguredCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; what a class says against its arguments becomes one line."""
+        if not isinstance(given := self._get(self.config, "trainer"), Namespace):  # a number is taken for a file
+            raise SheetbendError(f"trainer is {given!r}; give a mapping of its settings")
         if self.seeds is not None:
             return
         try:

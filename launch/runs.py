@@ -11,7 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from launch import cli
+from launch.yaml_text import load_yaml
 from mergers import SheetbendError
+from mergers.adapters.pickled import reason_to_refuse
 from mergers.files import atomic_write
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -110,8 +112,8 @@ def resume_point(folder: Path, config: dict[str, Any], flags: Collection[str] = 
             "replace them"
         )
     try:
-        content = yaml.safe_load(saved_file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        content = load_yaml(saved_file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise SheetbendError(f"{saved_file} is damaged; give another {elsewhere}, or --overwrite true")
@@ -141,7 +143,8 @@ def read_checkpoint(checkpoint: str | Path | None, keys: Collection[str], otherw
     if not Path(checkpoint).is_file():
         raise SheetbendError(f"checkpoint {checkpoint} does not exist; give the path of a .ckpt file")
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        refused = reason_to_refuse(Path(checkpoint))
+        content = None if refused else torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception:
         content = None
     if not isinstance(content, dict) or not set(keys) <= set(content):

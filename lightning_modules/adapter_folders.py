@@ -18,6 +18,7 @@ from mergers.adapters.files import read_pickle, read_safetensors
 from mergers.adapters.heads import HEAD_FILE
 from mergers.adapters.hub import fetch, is_hub_id
 from mergers.adapters.kinds import kind_of
+from mergers.adapters.patterns import has_patterns
 from mergers.adapters.peft import PICKLED_WEIGHTS_FILE
 from mergers.adapters.write import peft_module
 from mergers.files import atomic_folder, write_safetensors
@@ -191,6 +192,7 @@ def _peft_parts(
             PEFT_PREFIX + add + key.removeprefix(PEFT_PREFIX).removeprefix(strip) if ".lora_" in key else key: value
             for key, value in weights.items()
         }
+    if old != new or has_patterns(config.to_dict()):
         config = _exact_config(config, adapter, names)
     return config, weights
 

@@ -190,13 +190,13 @@ def _packed(encoded: Encoded) -> tuple[Tensor, dict[str, str]] | None:
         pieces += [flat, flat.new_zeros(padding)]
         start += tensor.numel() + padding
     data = torch.cat(pieces)
-    about = {"format": _FORMAT, "crc32": _checksum_of(data), "parts": layout, "scales": scales}
-    return data, _padded(data, json.dumps(about))
+    about = {"format": _FORMAT, "parts": layout, "scales": scales}
+    return data, _padded(data, json.dumps(about | {"crc32": _checksum_of(data, about)}))
 
 
-def _checksum_of(data: Tensor) -> int:
-    """Return the CRC-32 of the bytes of a flat float32 tensor."""
-    checksum, step = 0, 1 << 20
+def _checksum_of(data: Tensor, about: dict[str, Any]) -> int:
+    """Return the CRC-32 of what an entry says of its data, and of the bytes of that flat float32 tensor."""
+    checksum, step = zlib.crc32(json.dumps(about).encode()), 1 << 20
     content = bytearray(4 * step)
     buffer = torch.frombuffer(content, dtype=torch.float32)
     for part in data.split(step):
@@ -222,7 +222,8 @@ def _read(path: Path, device: torch.device) -> Encoded | None:
         with safe_open(path, framework="pt") as file:
             layout = json.loads(file.metadata()[_ABOUT])
             data = file.get_tensor(_DATA)
-        if layout["format"] != _FORMAT or layout["crc32"] != _checksum_in(path, data):
+        checksum = layout.pop("crc32")
+        if layout["format"] != _FORMAT or checksum != _checksum_in(path, data, layout):
             return None
         if data.data_ptr() % _ALIGNMENT:
             data = data.clone()
@@ -245,10 +246,12 @@ def _part(data: Tensor, place: dict[str, Any]) -> Tensor:
     return view.view(shape[::-1]).T if place["turned"] else view.view(shape)
 
 
-def _checksum_in(path: Path, data: Tensor) -> int:
-    """Return the CRC-32 of the data at the end of a file."""
+def _checksum_in(path: Path, data: Tensor, about: dict[str, Any]) -> int:
+    """Return the CRC-32 of what an entry says of its data, and of the data at the end of the file."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return zlib.crc32(memoryview(content)[len(content) - 4 * data.numel() :])
+        return zlib.crc32(
+            memoryview(content)[len(content) - 4 * data.numel() :], zlib.crc32(json.dumps(about).encode())
+        )
 
 
 def _entries(folder: Path) -> Iterator[CacheEntry]:

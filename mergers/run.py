@@ -10,7 +10,7 @@ from mergers.errors import SheetbendError
 from mergers.functional.linalg import all_finite
 from mergers.parallel import map_modules
 from mergers.spaces.base import Encoded
-from mergers.updates import Adapter, Update
+from mergers.updates import Adapter, Update, fits_float32
 
 if TYPE_CHECKING:
     from mergers.merger import Merger
@@ -123,6 +123,6 @@ class MergeRun:
         if self.merger.finish is not None:
             merged = self.merger.finish.finish(merged)
         update = frame.decode(merged)
-        if not all(map(all_finite, update.tensors().values())):
+        if not (all(map(all_finite, update.tensors().values())) and fits_float32(update)):
             raise SheetbendError(f"merging {module} overflows; give smaller coefficients, or adapters of sane size")
         return update

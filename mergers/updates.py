@@ -153,6 +153,20 @@ class LowRankUpdate(Update):
         return LowRankUpdate(self.A.to(device), self.B.to(device), self.scale)
 
 
+def fits_float32(update: Update) -> bool:
+    """Return whether the entries of an update with finite factors are finite too: factors of 1e25 are, no product.
+
+    Exact products of large factors are not formed; their norm, in float64, bounds all entries.
+    """
+    if not isinstance(update, LowRankUpdate) or 0 in (*update.A.shape, *update.B.shape):
+        return True
+    largest = torch.finfo(torch.float32).max
+    B, A = update.factors()
+    if update.rank * float(B.abs().max()) * float(A.abs().max()) < largest:
+        return True
+    return update.squared_norm() < largest**2
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class DenseUpdate(Update):
     """An update without low-rank structure.

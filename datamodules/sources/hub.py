@@ -69,7 +69,14 @@ def split_patterns(folder: Path, config: str | None, where: str) -> dict[str, li
     Raises:
         SheetbendError: There is no such configuration, or several to choose from.
     """
-    configs = {one["config_name"]: one for one in card(folder).get("configs") or [] if "config_name" in one}
+    try:
+        return _split_patterns(card(folder).get("configs") or [], config, where)
+    except (TypeError, KeyError, AttributeError):  # other people's YAML
+        raise SheetbendError(f"{where}: its README.md says nothing sensible of configs; correct it") from None
+
+
+def _split_patterns(given: list[dict], config: str | None, where: str) -> dict[str, list[str]] | None:
+    configs = {one["config_name"]: one for one in given if "config_name" in one}
     configs = {name: one for name, one in configs.items() if one.get("data_files")}
     if not configs:
         return None

@@ -10,9 +10,17 @@ SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "valida
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Return the subfolders of ``folder`` that hold pictures, at any depth, in the order of their names."""
+    """Return the subfolders of ``folder`` that hold pictures, at any depth, in the order of their names.
+
+    Raises:
+        SheetbendError: one is a link to what it is part of.
+    """
     if not folder.is_dir():
         return []
+    here = folder.resolve()
+    for path in folder.iterdir():
+        if path.is_symlink() and path.resolve() in (here, *here.parents):
+            raise SheetbendError(f"{path} is a link to a folder that it is part of; take it away")
     return sorted(path for path in folder.iterdir() if path.is_dir() and _pictures(path, first=True))
 
 

@@ -1,6 +1,7 @@
 """Labelled pictures as they stand on disk or in a table: what every image format is read into."""
 
 import hashlib
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -134,13 +135,19 @@ class _Rows:
     def raw(self, i: int) -> bytes:
         cell = self.table[i][self.column]
         if isinstance(cell, dict):
-            cell = cell.get("bytes") or Path(cell["path"]).read_bytes()
+            cell = cell.get("bytes") or self._file(i, cell.get("path"))
         if not isinstance(cell, bytes):
             raise SheetbendError(
                 f"{self.where(i)}: column {self.column!r} holds {type(cell).__name__}, not pictures; name the column "
                 "that does"
             )
         return cell
+
+    def _file(self, i: int, path: Any) -> Any:
+        """Return the bytes of the file that a cell names; nothing for a cell that names none."""
+        if not isinstance(path, str) or "\0" in path or not Path(path).is_file():
+            raise SheetbendError(f"{self.where(i)}: it has no picture, but names {path!r}, which is no file; mend it")
+        return Path(path).read_bytes()
 
     def where(self, i: int) -> str:
         return f"row {i} of {self.name}"
@@ -158,6 +165,8 @@ def _stamp(paths: Sequence[Path]) -> str:
             facts = path.stat()
         except OSError as error:
             raise SheetbendError(f"{path}: {error.strerror}; complete the copy, or take another") from None
+        if not stat.S_ISREG(facts.st_mode):  # a folder, a pipe, or a device that has no end
+            raise SheetbendError(f"{path} is no file; take it away")
         digest.update(f"{path.resolve()}\x1f{facts.st_size}\x1f{facts.st_mtime_ns}\x1e".encode())
     return digest.hexdigest()
 

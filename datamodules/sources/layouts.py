@@ -7,6 +7,8 @@ and have no splits of EuroSAT and SUN397. Nothing here is downloaded or unpickle
 import csv
 import gzip
 import json
+import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +23,9 @@ from mergers.errors import SheetbendError
 
 Sources = dict[str, ImageSource]
 
+# Of one array in an IDX file; the largest that is published has 550 million.
+_MOST_BYTES = 4 * 2**30
+
 
 def read_idx(path: Path) -> np.ndarray:
     """Return the bytes of an IDX file: a magic number that ends in the number of dimensions, their sizes, the values.
@@ -32,12 +37,17 @@ def read_idx(path: Path) -> np.ndarray:
         SheetbendError: it is cut off, or is no IDX file of bytes.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        if content[:3] != b"\0\0\x08":
-            raise ValueError("it does not begin like one")
-        shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
-    except (ValueError, IndexError, EOFError, gzip.BadGzipFile) as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(4)
+            if len(start) < 4 or start[:3] != b"\0\0\x08":
+                raise ValueError("it does not begin like one")
+            shape = [int(side) for side in np.frombuffer(file.read(4 * start[3]), ">u4", count=start[3])]
+            size = math.prod(shape)
+            if size > _MOST_BYTES:
+                raise ValueError(f"its header claims {size:,} values")
+            content = file.read(size + 1)  # what is compressed may be far larger than it says
+        return np.frombuffer(content, np.uint8).reshape(shape)
+    except (ValueError, IndexError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SheetbendError(f"{path}: no IDX file of bytes ({error}); fetch it again") from None
 
 

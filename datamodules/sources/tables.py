@@ -1,5 +1,6 @@
 """Tables of examples: a file, a folder in a layout of the hub, or a data set on the hub itself."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +115,12 @@ def _read_folder(folder: Path, split: str, where: str, hub: Hub) -> Dataset:
 
 
 def _saved(folder: Path, split: str, where: str) -> Dataset:
-    saved = load_from_disk(str(folder))
+    try:
+        saved = load_from_disk(str(folder))
+    except Exception as error:  # of json, pyarrow and the library itself
+        raise SheetbendError(
+            f"{where}: cannot be read as a saved data set ({one_line(error)}); save it again"
+        ) from None
     if not isinstance(saved, DatasetDict):
         return saved
     if split not in saved:
@@ -123,12 +129,21 @@ def _saved(folder: Path, split: str, where: str) -> Dataset:
 
 
 def _resolve(patterns: Sequence[str], folder: Path) -> list[Path]:
-    files = []
+    """Return the files of a folder that patterns name, which its card may have from anybody."""
+    files, here = [], folder.resolve()
     for pattern in patterns:
+        if not isinstance(pattern, str) or "://" in pattern or "::" in pattern:
+            raise SheetbendError(f"{folder}: its README.md names {pattern!r}, which is no file in it; correct it")
         try:
-            files.extend(Path(path) for path in resolve_pattern(pattern, str(folder.resolve())))
+            found = [Path(os.path.normpath(path)) for path in resolve_pattern(pattern, str(here))]
         except FileNotFoundError:
             continue
+        except Exception as error:  # of fsspec, for patterns that are none
+            raise SheetbendError(f"{folder}: its README.md names {pattern!r} ({one_line(error)}); correct it") from None
+        outside = next((path for path in found if not path.is_relative_to(here)), None)
+        if outside is not None:
+            raise SheetbendError(f"{folder}: its README.md names {outside}, which is outside of it; correct it")
+        files.extend(found)
     return files
 
 

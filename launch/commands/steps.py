@@ -173,7 +173,10 @@ def _typed(option: str, cls: type, values: Mapping[str, str]) -> dict[str, Any]:
 
     parser = FieldParser(allow_abbrev=False)
     parser.add_class_arguments(cls)
-    parsed = parser.parse_args([f"--{name}={value}" for name, value in values.items()])
+    try:
+        parsed = parser.parse_args([f"--{name}={value}" for name, value in values.items()])
+    except OverflowError as error:  # a number of hundreds of digits
+        _refuse(f"--{option} {cls.__name__}: a field is no number that a computer holds ({error}); give another")
     parsed = parser.instantiate_classes(parsed)
     return {name: getattr(parsed, name) for name in values}
 

@@ -232,8 +232,10 @@ def file_words(path: str) -> list[str]:
     """Return the settings of a YAML file as the words that would say the same."""
     import yaml
 
+    from launch.yaml_text import load_yaml
+
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = load_yaml(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         cli.fail(f"--config {path} does not exist; give a YAML file")
     except RecursionError:

@@ -11,6 +11,7 @@ import yaml
 from callbacks.curves import Curves
 from callbacks.results import Results
 from launch.reporting.settings import flat, without_seed
+from launch.yaml_text import load_yaml
 from mergers.errors import SheetbendError
 
 RESULTS = "results.json"
@@ -176,7 +177,7 @@ def _config(folder: Path) -> dict[str, Any]:
         path = folder / name
         if path.is_file():
             try:
-                content = yaml.safe_load(_text(path))
+                content = load_yaml(_text(path))
             except (yaml.YAMLError, RecursionError, ValueError) as error:
                 raise SheetbendError(f"{path} cannot be read as YAML ({' '.join(str(error).split())})") from None
             if not isinstance(content, dict):

@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from mergers.adapters.patterns import Patterns
 from mergers.errors import SheetbendError
 
 # What selects the adapted modules in PEFT; written back where all merged adapters agree on it.
@@ -118,38 +119,51 @@ def is_saved(key: str, entries: tuple[str, ...]) -> bool:
     return any(".".join(parts[:count]).endswith(entries) for count in range(1, len(parts))) if entries else False
 
 
-def rank_and_scale(config: Mapping[str, Any], module: str, label: str) -> tuple[int, float]:
-    """Return the rank of ``module`` and alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
-    rank = _number(config, "r", "rank_pattern", module, label)
-    alpha = _number(config, "lora_alpha", "alpha_pattern", module, label)
-    if rank != int(rank) or rank < 1:
-        raise SheetbendError(f"adapter {label}: the rank of {module} is {rank:g}; it must be a positive whole number")
-    return int(rank), alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+def scaling(config: Mapping[str, Any], modules: Collection[str], label: str) -> Callable[[str], tuple[int, float]]:
+    """Return what says of each module its rank, and alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+
+    Args:
+        config: The fields of PEFT's LoraConfig.
+        modules: The names that will be asked for.
+        label: How messages call the adapter.
+    """
+    ranks = _numbers(config, "r", "rank_pattern", modules, label)
+    alphas = _numbers(config, "lora_alpha", "alpha_pattern", modules, label)
+
+    def rank_and_scale(module: str) -> tuple[int, float]:
+        rank, alpha = ranks(module), alphas(module)
+        if rank != int(rank) or rank < 1:
+            raise SheetbendError(
+                f"adapter {label}: the rank of {module} is {rank:g}; it must be a positive whole number"
+            )
+        return int(rank), alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+    return rank_and_scale
 
 
-def _number(config: Mapping[str, Any], field: str, pattern_field: str, module: str, label: str) -> float:
-    """Return ``config[field]``, or what the pattern that fits ``module`` says instead."""
-    patterns = config.get(pattern_field) or {}
-    try:
-        value = by_pattern(patterns, module, config.get(field, 8))
-        number = float(value)
-        if isinstance(value, bool | str) or not math.isfinite(number):
-            raise ValueError(f"{value!r}")
-    except (AttributeError, TypeError, ValueError, OverflowError, re.error) as error:
-        raise SheetbendError(
+def _numbers(
+    config: Mapping[str, Any], field: str, pattern_field: str, modules: Collection[str], label: str
+) -> Callable[[str], float]:
+    """Return what says of a module ``config[field]``, or what the pattern that fits it says instead."""
+
+    def fault(error: Exception) -> SheetbendError:
+        return SheetbendError(
             f"adapter {label}: {field} or {pattern_field} in its config is no number ({shown(str(error))}); save it "
             "again"
-        ) from None
+        )
+
+    def number(module: str) -> float:
+        value = patterns.value(module, config.get(field, 8))
+        try:
+            if isinstance(value, bool | str) or not math.isfinite(float(value)):
+                raise ValueError(f"{value!r}")
+            return float(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise fault(error) from None
+
+    try:
+        patterns = Patterns(config.get(pattern_field) or {})
+        patterns.require_cheap(len(modules), max(map(len, modules), default=0))
+    except (AttributeError, TypeError, ValueError, re.error) as error:
+        raise fault(error) from None
     return number
-
-
-def by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """Return the value of the first pattern that matches ``module`` or its end at a dot: PEFT's own rule.
-
-    >>> by_pattern({"q": 4, "layers.0.v": 2}, "encoder.layers.0.v", 8)
-    2
-    """
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default

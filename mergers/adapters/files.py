@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mergers.adapters.pickled import reason_to_refuse
 from mergers.errors import SheetbendError
 
 _LFS = b"version https://git-lfs"
@@ -96,6 +97,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
     keep are to be cloned.
     """
     with reading(path):
+        if reason := reason_to_refuse(path):
+            raise SheetbendError(f"{path} is not read, since {reason}; save the state dict anew, as safetensors")
         try:
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

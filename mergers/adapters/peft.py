@@ -12,9 +12,9 @@ from mergers.adapters.common import common_dtype
 from mergers.adapters.config import (
     is_saved,
     plain,
-    rank_and_scale,
     refuse_foreign_config,
     saved_modules,
+    scaling,
     selection_of,
 )
 from mergers.adapters.files import is_file, own_copy, read_json, read_pickle, read_safetensors
@@ -118,9 +118,8 @@ def adapter_from_state_dict(
     refuse_foreign_config(config, label)
     pairs, heads = _sorted_out(tensors, saved_modules(config, label), label)
     # PEFT gives out_proj the rank and scale of the attention that it is part of.
-    updates, kinds = updates_of(
-        pairs, lambda module, _: rank_and_scale(config, module.removesuffix(OUT_PROJ), label), label
-    )
+    rank_and_scale = scaling(config, [module for module, _ in pairs], label)
+    updates, kinds = updates_of(pairs, lambda module, _: rank_and_scale(module.removesuffix(OUT_PROJ)), label)
     updates, kinds = _with_fused_attention(updates, kinds, label)
     metadata = {
         "dtype": common_dtype(dtypes_of(pairs)),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mergers.adapters.kinds import Kind, fits_lora, kind_of, lying_shape
 from mergers.adapters.names import PEFT_PREFIX
+from mergers.adapters.patterns import has_patterns
 from mergers.adapters.peft import CONFIG_FILE, OUT_PROJ, WEIGHTS_FILE
 from mergers.errors import SheetbendError
 from mergers.files import atomic_folder, write_safetensors
@@ -118,7 +119,7 @@ def peft_config(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:
     pattern = {f"^{re.escape(module)}": value for module, value in ranks.items() if value != rank}
     task_type = adapter.metadata.get("task_type")
     selection = adapter.metadata.get("selection") or {}
-    if not all(_selects(selection.get("target_modules"), module) for module in ranks):
+    if has_patterns(selection) or not all(_selects(selection.get("target_modules"), module) for module in ranks):
         selection = {"target_modules": list(ranks)}
     return {
         "peft_type": "LORA",
@@ -141,10 +142,7 @@ def peft_config(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _selects(target_modules: Any, module: str) -> bool:
-    """Return whether PEFT adapts ``module`` for these ``target_modules``."""
-    if isinstance(target_modules, str):
-        try:
-            return re.fullmatch(target_modules, module) is not None
-        except re.error:
-            return False
-    return any(module == target or module.endswith(f".{target}") for target in target_modules or [])
+    """Return whether PEFT adapts ``module`` for this list of names; a pattern that somebody wrote is not tried."""
+    if not isinstance(target_modules, list | tuple):
+        return False
+    return any(module == target or module.endswith(f".{target}") for target in target_modules)

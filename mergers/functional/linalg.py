@@ -176,6 +176,23 @@ def _column_signs(U: Tensor) -> Tensor:
     return torch.where(largest < 0, -1.0, 1.0).to(U.dtype)
 
 
+def without_rounding(matrix: Tensor, scale: float) -> Tensor:
+    """Return a float64 matrix in which entries that are zero but for rounding are zero.
+
+    A method that counts the tasks that have a say in an entry must not count those whose own update has nothing there,
+    such as a task that left the module alone.
+
+    Args:
+        matrix: Computed in float64 from numbers up to ``scale``.
+        scale: Its largest singular value.
+
+    >>> without_rounding(torch.tensor([1.0, -1e-16], dtype=torch.float64), 1.0)
+    tensor([1., 0.], dtype=torch.float64)
+    """
+    # In place, so that it lies in memory as it did, which kernels of products may depend on.
+    return matrix.clone().masked_fill_(matrix.abs() <= 1e-14 * scale, 0.0)
+
+
 def numerical_rank(s: Tensor, cutoff: float, relative: bool = True) -> int:
     """Return how many singular values exceed ``cutoff``, times the largest if ``relative``.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mergers.functional.linalg import svd_of_tall
+from mergers.functional.linalg import svd_of_tall, without_rounding
 from mergers.spaces.base import Encoded, Space
 from mergers.updates import LowRankUpdate, Update
 
@@ -29,8 +29,12 @@ class Core(Space):
         left = svd_of_tall(torch.cat([B for B, _ in factors], dim=1))
         right = svd_of_tall(torch.cat([A for _, A in factors]).T)
         ranks = [A.shape[0] for _, A in factors]
-        Bs = (left.s[:, None] * left.Vh).float().split(ranks, dim=1)
-        As = (right.s[:, None] * right.Vh).float().split(ranks, dim=1)
+        Bs, As = (
+            without_rounding(svd.s[:, None] * svd.Vh, float(svd.s.max()) if len(svd.s) else 0.0)
+            .float()
+            .split(ranks, dim=1)
+            for svd in (left, right)
+        )
         coordinates: list[Update] = [LowRankUpdate(A=A.T, B=B) for A, B in zip(As, Bs, strict=True)]
         return Encoded(coordinates, left.U.float(), right.U.T.float())
 

@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
-
 from mergers.errors import SheetbendError
-from mergers.functional.linalg import numerical_rank, svd_of_concatenation
+from mergers.functional.linalg import numerical_rank, svd_of_concatenation, without_rounding
 from mergers.spaces.base import Encoded, Space
 from mergers.updates import LowRankUpdate, Update
 
@@ -60,10 +58,12 @@ class KnOTS(Space):
         svd = svd_of_concatenation(factors if over_inputs else [(A.T, B.T) for B, A in factors])
         rank = numerical_rank(svd.s, self.cutoff, self.relative_cutoff)
         s, U = svd.s[:rank], svd.U[:, :rank]
+        largest = float(s.max()) if rank else 0.0
+        lefts = [without_rounding(s[:, None] * left[:rank], largest) for left, _ in svd.V]
         if not self.scale_by_singular_values:
-            U, s = U * s, torch.ones_like(s)
+            U, lefts = U * s, [left / s[:, None] for left in lefts]
         U = U.float()
-        V = [((s[:, None] * left[:rank]).float(), right.float()) for left, right in svd.V]
+        V = [(left.float(), right.float()) for left, (_, right) in zip(lefts, svd.V, strict=True)]
         if over_inputs:
             return Encoded([LowRankUpdate(A=right, B=left) for left, right in V], left=U)
         return Encoded([LowRankUpdate(A=left.T, B=right.T) for left, right in V], right=U.T)

@@ -234,3 +234,34 @@ def test_work_is_shown_unless_it_is_to_be_quiet(folder, paths, capsys):
     assert lines == ["task dtd, train: reading 20 pictures", "task dtd, train: decoding 20 pictures"]
     ImageCache(10**6, folder).open(source_of(paths), TRANSFORM, "task dtd, train").prepare()
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\3\4",
+        b"\x80\x04.",
+        b"\x93NUMPY\x01\0v\0{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 32), }".ljust(127)
+        + b"\n",
+        b"\x93NUMPY\x01\0v\0{'descr': '|O', 'fortran_order': False, 'shape': (20, 32), }".ljust(127) + b"\n",
+    ],
+    ids=["empty", "zip", "pickle", "claims a terabyte", "objects"],
+)
+def test_files_of_the_cache_that_are_none_are_made_anew(folder, paths, content):
+    cache = ImageCache(10**6, folder, quiet=True)
+    expected = cache.open(source_of(paths), TRANSFORM, "task")
+    pixels, keys = expected.take([0, 1]).clone(), expected.keys
+    del expected  # and with it the lock
+    for path in [*folder.glob("keys/*.npy"), *folder.glob("*/pixels.npy")]:
+        path.write_bytes(content)
+    again = ImageCache(10**6, folder, quiet=True).open(source_of(paths), TRANSFORM, "task")
+    assert np.array_equal(again.keys, keys) and torch.equal(again.take([0, 1]), pixels)
+
+
+def test_what_is_no_file_is_no_picture(tmp_path, paths):
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("endless.png", "folder.png"):
+        with pytest.raises(SheetbendError, match=f"{name} is no file"):
+            source_of([*paths, tmp_path / name])

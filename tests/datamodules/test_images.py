@@ -124,3 +124,32 @@ def test_keys_differ_where_pixels_may():
 def test_what_cannot_be_made_is_refused(make, message):
     with pytest.raises(SheetbendError, match=message):
         make()
+
+
+def bomb(width, height):
+    """A PNG of a few kilobytes of one colour."""
+    out = io.BytesIO()
+    Image.new("1", (width, height)).save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("size", [(20_000, 20_000), (11_000, 9_000)])
+def test_a_picture_that_would_fill_memory_is_no_picture(size):
+    """Pillow warns of what has more than 89 million pixels, and refuses twice as many."""
+    with pytest.raises((ValueError, Image.DecompressionBombError), match="pixels"):
+        open_image(bomb(*size))
+
+
+def test_a_line_is_not_made_a_thousand_times_as_long():
+    """One pixel high and ten million wide: resized to 224 it would have 500 thousand million pixels."""
+    line = open_image(bomb(10_000_000, 1))
+    with pytest.raises(ValueError, match="pixels"):
+        ImageTransform(224)(line)
+
+
+def test_pictures_that_other_programs_would_draw_are_none():
+    """Pillow gives PostScript to Ghostscript, whatever the file is called."""
+    out = io.BytesIO()
+    picture(8, 8).save(out, "EPS")
+    with pytest.raises(Exception, match="cannot identify"):
+        open_image(out.getvalue())

@@ -72,6 +72,11 @@ def test_what_the_user_can_fix_is_one_line_before_the_work(adapters, tmp_path, m
     assert tree(tmp_path) == before and sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
 
+def test_a_number_of_hundreds_of_digits(adapters, merged, capsys):
+    words = ("--method", "ties", "--method.density", "1" + "0" * 400, "--output", merged)
+    assert "no number that a computer holds" in refused(capsys, "merge", "--adapters", *adapters, *words)
+
+
 def test_faults_of_a_configuration(tmp_path, capsys):
     for content, expected in (
         ("- a list", "is no mapping of settings"),

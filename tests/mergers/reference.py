@@ -67,6 +67,7 @@ def knots(tasks, space):
             if U[U[:, k].abs().argmax(), k] < 0:
                 U[:, k], Vh[k] = -U[:, k], -Vh[k]
         columns = deltas[0].shape[1]
+        Vh = torch.where(s[:, None] * Vh.abs() < 1e-13 * s[0], 0.0, Vh) if rank else Vh  # rounding of exact zeros
         blocks = [Vh[:, i * columns : (i + 1) * columns] for i in range(len(deltas))]
         if space.scale_by_singular_values:
             blocks = [s[:, None] * block for block in blocks]
@@ -91,6 +92,8 @@ def core(tasks, space, factors):
         left = left * torch.stack([column[column.abs().argmax()].sign() for column in left.T])
         right = right * torch.stack([row[row.abs().argmax()].sign() for row in right])[:, None]
         coordinates[module] = [left.T @ delta @ right.T for delta in deltas]
+        largest = max(one.abs().max() for one in coordinates[module])
+        coordinates[module] = [torch.where(one.abs() < 1e-13 * largest, 0.0, one) for one in coordinates[module]]
         decoders[module] = lambda merged, left=left, right=right: left @ merged @ right
     return coordinates, decoders
 

@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import re
 import struct
+import zipfile
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mergers import SheetbendError, load_adapter
+from mergers.adapters.patterns import Patterns
 
 PREFIX = "base_model.model."
 A = f"{PREFIX}q.lora_A.weight"
@@ -325,3 +328,53 @@ def test_heads_that_do_not_fit(tmp_path):
     (path / "heads.pt").unlink()
     save_file({"class_vectors": torch.full((2, 2), math.nan)}, path / "head.safetensors")
     assert "head class_vectors holds NaN" in refusal(path)
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(a|a|ab)*c", "a*a*a*a*a*a*a*a*b", "(a|a)" * 40 + "b", "(" * 5000])
+def test_patterns_that_take_for_ever_are_refused(tmp_path, field, pattern):
+    folder = write_peft_folder(tmp_path / "svhn", lora_tensors("a" * 60), **{field: {pattern: 2}})
+    with pytest.raises(SheetbendError, match=f"r or {field}|lora_alpha or {field}"):
+        load_adapter(folder)
+
+
+def test_patterns_are_tried_as_peft_does():
+    """Names, ends of names, anchored names and expressions; the first in order counts."""
+    modules = ["layers.0.q", "layers.1.q", "layers.10.q", "layers.1.v", "aq", "q"]
+    maps = [
+        {"q": 1, "layers.1.q": 2},
+        {"layers.1.q": 2, "q": 1},
+        {r"^layers\.1\.q": 2, "^q": 3, "v": 4},
+        {r"layers\.[0-9]\..*": 1, "q": 2},
+        {"q": 2, r"layers\.(0|1)\.(q|v)": 1},
+        {"layers.1.[qv]": 1, "layers..0.q": 2},
+        {"": 5},
+    ]
+    for patterns in maps:
+        known = Patterns(patterns)
+        known.require_cheap(len(modules), 11)
+        for module in modules:
+            tried = (v for p, v in patterns.items() if re.match(rf"(.*\.)?({p})$", module))
+            assert known.value(module, 0) == next(tried, 0), (patterns, module)
+
+
+def test_many_patterns_cost_little(tmp_path):
+    """A merge of mixed ranks names every module of a large model."""
+    patterns = {rf"^layers\.{number}\.experts\.q_proj": 2 + number % 3 for number in range(20_000)}
+    known = Patterns(patterns)
+    known.require_cheap(20_000, 40)
+    assert [known.value(f"layers.{number}.experts.q_proj", 0) for number in (0, 1, 19_999)] == [2, 3, 3]
+
+
+def test_a_key_that_cannot_be_hashed_in_time_is_refused(tmp_path):
+    """A pickle of some hundred bytes that keeps torch's own unpickler busy for ever, and one that would fill memory."""
+    folder = write_peft_folder(tmp_path / "svhn", lora_tensors())
+    (folder / "adapter_model.safetensors").unlink()
+    twice = b"".join(b"q%c" % n + b"h%c" % n + b"\x86" for n in range(60))
+    (folder / "adapter_model.bin").write_bytes(b"\x80\x02})" + twice + b"Ns.")
+    with pytest.raises(SheetbendError, match=r"adapter_model.bin is not read, since it holds tuples of tuples"):
+        load_adapter(folder)
+    with zipfile.ZipFile(folder / "adapter_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}." + bytes(10**6))
+    with pytest.raises(SheetbendError, match=r"'archive/data.pkl' in it is compressed"):
+        load_adapter(folder)

@@ -359,3 +359,28 @@ def test_bytes_do_not_depend_on_the_number_of_threads(method):
     finally:
         torch.set_num_threads(before)
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+@pytest.mark.parametrize("method", [Ties(1.0), Ties(1.0, "local"), Ties(1.0, sign="counts")], ids=str)
+def test_a_task_without_an_update_has_no_vote(space, method):
+    """Its coordinates are zero, not rounding that counts among the tasks that agree."""
+    adapters = random_adapters(3, {"layer": (7, 9)})
+    idle = Adapter({"layer": LowRankUpdate(torch.zeros(2, 9), torch.zeros(7, 2))}, "idle", "base")
+    with_idle = Merger(space, method).merge([*adapters, idle]).dense()
+    assert_same(with_idle, Merger(space, method).merge(adapters).dense(), 1e-4)
+
+
+@pytest.mark.parametrize("space", [KnOTS(), Core()], ids=str)
+def test_tasks_in_directions_of_their_own_do_not_meet(space):
+    """Nothing of one stands where the other has anything, so TIES keeps both whole."""
+    eye = torch.eye(8)
+    scales = torch.tensor([4.0, 2.0, 1.0])
+    adapters = [
+        Adapter(
+            {"layer": LowRankUpdate(eye[3 * i : 3 * i + 3], (5 - i) * eye[:, 3 * i : 3 * i + 3] * scales)}, n, "base"
+        )
+        for i, n in enumerate("ab")
+    ]
+    expected = sum(adapter.dense()["layer"] for adapter in adapters)
+    assert_same(Merger(space, Ties(1.0)).merge(adapters).dense(), {"layer": expected})

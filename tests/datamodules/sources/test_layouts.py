@@ -320,3 +320,25 @@ def test_a_file_that_is_missing_is_named(tmp_path):
 
 def test_every_task_has_a_layout():
     assert set(LAYOUTS) == {entry.layout for entry in VISION_TASKS.values()}
+
+
+def test_an_idx_file_is_as_large_as_it_says(tmp_path):
+    """A header that claims more than any data set, and a gzip of zeros without end behind an honest one."""
+    head = b"\0\0\x08\x03"
+    small = head + struct.pack(">III", 2, 8, 8) + bytes(128)
+    assert read_idx(written(tmp_path, "a.gz", gzip.compress(small))).shape == (2, 8, 8)
+    for name, content in (
+        ("b", head + struct.pack(">III", 2**32 - 1, 2**32 - 1, 2**32 - 1)),
+        ("c.gz", gzip.compress(head + struct.pack(">III", 10**4, 10**4, 10**4))),
+        ("d.gz", gzip.compress(small + bytes(10**8))),
+        ("e.gz", gzip.compress(small)[:-20]),
+        ("f.gz", gzip.compress(small)[:20] + b"\xff" * 40),
+        ("g", b""),
+    ):
+        with pytest.raises(SheetbendError, match="no IDX file of bytes"):
+            read_idx(written(tmp_path, name, content))
+
+
+def written(folder, name, content):
+    (folder / name).write_bytes(content)
+    return folder / name

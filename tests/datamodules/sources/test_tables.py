@@ -188,3 +188,33 @@ def test_bad_input(tmp_path):
         read_table(tmp_path / "cut", "train")
     with pytest.raises(SheetbendError, match=r"x has no column 'txt' \(did you mean 'text'\?\); it has text, label"):
         require_columns(table(), ["label", "txt"], "x")
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ("../secret.csv", "outside of it"),
+        ("{folder}/../secret.csv", "outside of it"),
+        ("https://example.org/x.csv", "no file in it"),
+        ("zip://x.csv::mine.zip", "no file in it"),
+        ([3], "no file in it|nothing sensible"),
+        ([[]], "nothing sensible|no file in it"),
+    ],
+)
+def test_a_card_names_files_of_its_own_folder_alone(tmp_path, files, words):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (tmp_path / "secret.csv").write_text("text\nsecret\n")
+    files = files.replace("{folder}", str(folder)) if isinstance(files, str) else files
+    config = {"config_name": "default", "data_files": [{"split": "train", "path": files}]}
+    (folder / "README.md").write_text(f"---\n{json.dumps({'configs': [config]})}\n---\n")
+    with pytest.raises(SheetbendError, match=words):
+        read_table(folder, "train")
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_dict.json"])
+@pytest.mark.parametrize("content", ["3", "{}", '{"splits": ["../x"]}', "[", "null"])
+def test_a_damaged_saved_data_set_is_one_line(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SheetbendError, match=r"cannot be read as a saved data set|has no split"):
+        read_table(tmp_path, "train")
