@@ -248,10 +248,9 @@ def _part(data: Tensor, place: dict[str, Any]) -> Tensor:
 
 def _checksum_in(path: Path, data: Tensor, about: dict[str, Any]) -> int:
     """Return the CRC-32 of what an entry says of its data, and of the data at the end of the file."""
+    said = zlib.crc32(json.dumps(about).encode())
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return zlib.crc32(
-            memoryview(content)[len(content) - 4 * data.numel() :], zlib.crc32(json.dumps(about).encode())
-        )
+        return zlib.crc32(memoryview(content)[len(content) - 4 * data.numel() :], said)
 
 
 def _entries(folder: Path) -> Iterator[CacheEntry]:
