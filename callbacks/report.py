@@ -9,7 +9,7 @@ from pathlib import Path
 from callbacks.adaptation_plots import COEFFICIENTS_PICTURE, KEPT_PICTURE
 from callbacks.machine import machine_words
 from callbacks.results import BY_NAME, Results, counted
-from callbacks.results_table import Column, cells, joint_columns, metrics_note, own_columns
+from callbacks.results_table import Column, cells, joint_columns, metrics_note, own_columns, unlearned_note
 from lightning_modules.scores import Score
 from lightning_modules.variants import ENSEMBLE
 
@@ -181,16 +181,7 @@ def _always(results: Results, split: str) -> list[str]:
             f"Finetuned is not above 0 on {', '.join(lost)}: nothing can be normalised by it, and there is no mean of "
             "normalised values."
         )
-    pretrained = {task: results.value("pretrained", task) for task in results.tasks}
-    equal = [
-        task
-        for task in results.tasks
-        if None not in (finetuned[task], pretrained[task]) and 0 < finetuned[task] <= pretrained[task]
-    ]
-    if equal:
-        lines.append(
-            f"Finetuned is no better than pretrained on {', '.join(equal)}: norm. mean is no share of anything there."
-        )
+    lines += filter(None, [unlearned_note(results)])
     if ENSEMBLE in results.variants:
         lines.append("The ensemble is measured in joint label spaces alone, and has no value of a task's own labels.")
     return lines

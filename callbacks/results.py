@@ -202,9 +202,15 @@ class Results:
                 meta, described = dict(content["meta"]), dict(content["descriptions"])
                 _check_words(meta, content["split"], described)
                 return cls(scores, meta, content["split"], described)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except json.JSONDecodeError as error:
+            raise SheetbendError(f"{name} is cut short or damaged ({error}); run the test again to write it") from error
+        except KeyError as error:
+            raise SheetbendError(
+                f"{name} holds no results: it has no {error}; run the test again to write it"
+            ) from error
+        except (ValueError, TypeError, RecursionError) as error:
             raise SheetbendError(f"{name} holds no results ({error}); run the test again to write it") from error
-        raise SheetbendError(f"{name} has format {version!r}, not {FORMAT}; run the test again")
+        raise SheetbendError(f"{name} has format {version!r}, of another version, not {FORMAT}; run the test again")
 
     def to_csv(self) -> str:
         """Return tidy CSV text, one row a number; rows of task ``mean`` are derived."""

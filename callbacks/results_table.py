@@ -86,6 +86,23 @@ def metrics_note(results: Results) -> str:
     return "; ".join(sentences) + ("; the others: accuracy." if rest else ".") if sentences else ""
 
 
+def unlearned_note(results: Results) -> str:
+    """Return on which tasks finetuning has gained nothing, so that shares of it mislead; empty where on none.
+
+    >>> from lightning_modules import Score
+    >>> scores = (Score("pretrained", "a", "accuracy", 0.6, 9), Score("finetuned", "a", "accuracy", 0.5, 9))
+    >>> unlearned_note(Results(scores))
+    'Finetuned is no better than pretrained on a: norm. mean is no share of anything there.'
+    """
+    tasks = []
+    for task in results.tasks:
+        finetuned, pretrained = (results.value(name, task) for name in ("finetuned", "pretrained"))
+        if None not in (finetuned, pretrained) and 0 < finetuned <= pretrained:
+            tasks.append(task)
+    said = f"Finetuned is no better than pretrained on {', '.join(tasks)}: norm. mean is no share of anything there."
+    return said if tasks else ""
+
+
 def results_table(results: Results, chosen: Sequence[Column] | None = None, heading: str | None = None) -> Table:
     """Return the results as one table, a row for every variant, the best merge of each column in bold.
 
@@ -98,7 +115,8 @@ def results_table(results: Results, chosen: Sequence[Column] | None = None, head
     mixed = len({column.joint for column in chosen}) > 1
     oracle = "finetuned" in results.variants and any(column.joint for column in chosen)
     notes = [metrics_note(results)] * any(column.heading in results.tasks for column in chosen)
-    notes += [NORMALISED_NOTE.format(results.measure)] * any(column.heading == "norm. mean" for column in chosen)
+    shares = any(column.heading == "norm. mean" for column in chosen)
+    notes += [NORMALISED_NOTE.format(results.measure), unlearned_note(results)] * shares
     notes += [ORACLE_NOTE] * oracle
     # Beside accuracies among a task's own labels, the other label space has to be named.
     headings = [f"joint {column.heading}" if column.joint and mixed else column.heading for column in chosen]

@@ -188,6 +188,11 @@ class Interruption(Callback):
 
     def __init__(self):
         self.happened = False  # Ctrl-C, of which Lightning makes exit status 1
+        self.fitted = False
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that what follows is a test."""
+        self.fitted = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Print where the run stands."""
@@ -195,12 +200,15 @@ class Interruption(Callback):
         if not terminated and not isinstance(exception, KeyboardInterrupt):
             return
         self.happened = not terminated
-        checkpoint = Path(trainer.default_root_dir) / CHECKPOINT
-        measured = Path(trainer.default_root_dir) / "candidates.json"  # of a search
-        if measured.is_file():
-            kept = f"{measured} holds what was measured; give the same command again to go on from there"
-        elif checkpoint.is_file():
-            kept = f"{checkpoint} holds what was finished; give the same command again to go on from there"
-        else:
-            kept = "nothing was finished; the same command starts again"
-        print(f"\n{'terminated' if terminated else 'interrupted'}: {kept}", flush=True)
+        print(f"\n{'terminated' if terminated else 'interrupted'}: {self._kept(trainer)}", flush=True)
+
+    def _kept(self, trainer: Trainer) -> str:
+        folder = Path(trainer.default_root_dir)
+        measured, checkpoint = folder / "candidates.json", folder / CHECKPOINT
+        if measured.is_file():  # of a search
+            return f"{measured} holds what was measured; give the same command again to go on from there"
+        if self.fitted:
+            return "training is finished and kept; the same command tests again"
+        if trainer.state.fn == "fit" and checkpoint.is_file():
+            return f"{checkpoint} holds what was finished; give the same command again to go on from there"
+        return "nothing was finished; the same command starts again"

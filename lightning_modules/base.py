@@ -277,12 +277,13 @@ class LoRATasks(VariantTester):
             )
         totals = steps_of_each(per_epoch, -1 if max_epochs is None else max_epochs, max_steps)
         warmup = {name: self.warmup_steps or round(self.warmup_ratio * total) for name, total in totals.items()}
-        for name, total in totals.items():
-            if total <= warmup[name]:
-                rank_zero_warn(
-                    f"task {name}: warmup_steps is {warmup[name]}, and the steps in all are {total}: its learning rate "
-                    "never reaches its peak"
-                )
+        short = [name for name, total in totals.items() if total <= warmup[name]]
+        if short:
+            others = f", and those of {', '.join(short[1:])} neither" if short[1:] else ""
+            rank_zero_warn(
+                f"task {short[0]}: warmup_steps is {warmup[short[0]]}, and the steps in all are {totals[short[0]]}: "
+                f"its learning rate never reaches its peak{others}"
+            )
         groups = [{"params": list(self.task_parameters(name).values()), "name": name} for name in self.task_names]
         optimizer = AdamW(groups, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay)
 

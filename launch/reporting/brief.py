@@ -45,7 +45,7 @@ def _best(group: Group, measure: Measure, order: Sequence[str]) -> str:
         text += f" {_against(group.difference(measure, name, base), base)}"
     level = [other for other in order[1:] if group.difference(measure, name, other).apart is False]
     if group.seeds >= SEEDS_TO_CLAIM and level not in ([], order[1:2]):  # the next one has been spoken of
-        text += f" {counted(len(level), 'merge')} in all cannot be told from it: {', '.join(map(escaped, level))}."
+        text += f" {counted(len(level), 'merge')} in all cannot be told from it: {', '.join(map(_bold, level))}."
     return text
 
 
@@ -67,7 +67,7 @@ def baseline(group: Group, measure: Measure, order: Sequence[str]) -> str | None
 
 def _against(difference: Difference, other: str) -> str:
     """Return in words whether the first is better than another, which is not above it."""
-    points, name = 100 * difference.mean, escaped(other)
+    points, name = 100 * difference.mean, _bold(other)  # a merge may be called mean
     above = f"{points:.1f} points above {name}" if points >= 0.05 else f"level with {name}"
     if difference.count == 1:
         return f"It is {above}; one seed cannot tell which is better."

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from callbacks.results import BY_NAME, ENSEMBLE
+from callbacks.results_table import unlearned_note
 from callbacks.statistics import SEEDS_TO_CLAIM
 from launch.reporting import pictures, tables
 from launch.reporting.brief import brief
@@ -141,7 +142,7 @@ def _legend(group: Group) -> str:
             " *norm. mean* divides each task's value by that of *finetuned* of the same run, then averages: 100 means "
             "that merging lost nothing. *finetuned* is each task's adapter on its own."
         )
-    words += " Bold: the best merge."
+    words += " Bold: the best merge" + (" of those measured with every seed." if group.seeds > 1 else ".")
     if group.seeds > 1:
         words += (
             f" {tables.LEVEL}: cannot be told from the best; the 95 % interval of the difference, paired over "
@@ -225,4 +226,5 @@ def _all(run: Run) -> list[Run]:
 
 def _caveats(run: Run) -> list[str]:
     found = run.results.meta.get("caveats") or []
-    return [str(text) for text in found] if isinstance(found, list) else []
+    own = [unlearned_note(run.results)] * bool(unlearned_note(run.results))
+    return [*own, *(str(text) for text in found)] if isinstance(found, list) else own

@@ -9,7 +9,7 @@ from callbacks.adaptation_plots import COEFFICIENTS_PICTURE, KEPT_PICTURE
 from callbacks.curves import Curves
 from callbacks.heatmap import MOST_BARS, each_task
 from launch.reporting.document import Picture, plain
-from launch.reporting.groups import Group
+from launch.reporting.groups import NORMALISED, Group
 from launch.reporting.runs import Run
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -33,7 +33,8 @@ def results_pictures(group: Group, prefix: tuple[str, ...]) -> list[Picture]:
     over = "" if len(runs) == 1 else f"; bars are means of {len(runs)} seeds, whiskers their standard deviation"
     about = f"{plain(group.label)}: {group.first.measure}"
     best = group.ranking(group.headline)
-    told = f" The best merge on average is {plain(best[0])}; the table has the numbers." if best else ""
+    by = "share of finetuned" if group.headline is NORMALISED else "mean"
+    told = f" The best merge by {by} is {plain(best[0])}; the table has the numbers." if best else ""
     caption = f"{about} of every variant on every task{over}"
     if len(runs[0].merged) > MOST_BARS:
         seeds = "" if len(runs) == 1 else f"; means of {len(runs)} seeds"

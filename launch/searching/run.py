@@ -176,7 +176,7 @@ class Run:
             return f"{measured} measured, none of which could be merged"
         return (
             f"{measured} measured, best {self.search.metric} "
-            f"{100 * self.score(best):.2f}: {best.merge} {shown(best.values)}"
+            f"{100 * self.score(best):.2f} %: {' '.join(filter(None, (best.merge, shown(best.values))))}"
         )
 
     def plan(self) -> str:
@@ -272,6 +272,9 @@ def finish(run: Run, folder: Path) -> dict[str, Merger]:
     mergers = {name: run.merger_of(candidate) for name, candidate in best.items()}
     say(f"Best settings by {run.search.metric} on validation data, in %")  # a title would be cut to the table's width
     show(console(), table_of(run, best))
+    for name, candidate in best.items():
+        if settings := at_an_end(run.spaces[name], candidate.values):
+            say(f"{name}: {' and '.join(settings)} best at an end of what was tried; a wider range may be better")
     _write_all(run, mergers, folder)
     say(f"{folder}: {TABLE}, {BEST} (a configuration of these merges), plots/search_*.png")
     say(f"every candidate: tensorboard --logdir {folder / EVENTS}")
@@ -305,6 +308,20 @@ def table_of(run: Run, best: Mapping[str, Candidate]) -> Table:
         tried = str(len(run.found(name)))
         table.add_row(name, shown(candidate.values) or "-", f"{100 * run.score(candidate):.2f}", tried)
     return table
+
+
+def at_an_end(space: Space, values: Mapping[str, Any]) -> list[str]:
+    """Return the settings whose value is the lowest or the highest of the numbers that were offered.
+
+    >>> at_an_end({"density": [0.1, 0.2, 0.3], "coefficients": [0.5, 1.0, 1.5]}, {"density": 0.3, "coefficients": 1.0})
+    ['density']
+    """
+    found = []
+    for name, offered in space.items():
+        numbers = [offered.low, offered.high] if isinstance(offered, Range) else offered
+        if len(numbers) > 1 and all(isinstance(one, int | float) for one in numbers):
+            found += [name] * (values.get(name) in (min(numbers), max(numbers)))
+    return found
 
 
 def write_best(path: Path, mergers: Mapping[str, Merger]) -> None:
