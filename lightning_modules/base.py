@@ -213,7 +213,7 @@ class LoRATasks(VariantTester):
     @contextlib.contextmanager
     def _own_random_stream(self, task: str) -> Iterator[None]:
         """Draw dropout from (seed, task, batch of that task), and leave the global generators as they were."""
-        rank = self.trainer.global_rank
+        rank = self.global_rank
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             stream = ("dropout", self.progress[task].batches, *([rank] if rank else []))
             torch.manual_seed(derive_seed(self.seed, task, *stream))
