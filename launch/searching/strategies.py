@@ -128,18 +128,33 @@ class Optuna(Strategy):
         storage: a database URL, or a file.
         seed: of the proposals.
         worker: who asks. Its trials that were cut off are asked for first when it begins again.
+        shared: whether others work on the study; if not, every trial is the worker's own.
     """
 
     remembers = True
 
-    def __init__(self, space: Space, start: Values, study: str, trials: int, storage: str, seed: int, worker: str):
+    def __init__(
+        self,
+        space: Space,
+        start: Values,
+        study: str,
+        trials: int,
+        storage: str,
+        seed: int,
+        worker: str,
+        shared: bool = True,
+    ):
         optuna = _optuna()
-        self._space, self._trials, self._worker = space, trials, worker
+        self._space, self._trials, self._worker, self._shared = space, trials, worker, shared
         self._distributions = {name: _distribution(values) for name, values in space.items()}
         self._states = optuna.trial.TrialState
         self._study = _open_study(optuna, storage, study)
-        known = self._study.get_trials(deepcopy=False)
         self._sampler, self._seed = optuna.samplers.TPESampler, seed
+        for trial in self._known():
+            # Cut off while its values were drawn; they are drawn again, to the same.
+            if trial.state == self._states.RUNNING and self._owns(trial) and set(trial.params) != set(space):
+                self._study.tell(trial.number, state=self._states.FAIL)
+        known = self._known()
         if not known and all(_holds(values, start[name]) for name, values in space.items()):
             self._study.enqueue_trial(_encoded(space, start))
         self._cut_off = [one for one in known if one.state == self._states.RUNNING and self._owns(one)]
@@ -160,7 +175,7 @@ class Optuna(Strategy):
         alive = sum(self._owns(trial) or _age(trial) < ABANDONED for trial in running)
         free = max(AT_ONCE, STARTUP - complete) - own
         for _ in range(min(most - len(found), self._trials - complete - alive, free)):
-            self._study.sampler = self._sampler_for(len(self._study.get_trials(deepcopy=False)))
+            self._study.sampler = self._sampler_for(len(self._known()))
             trial = self._study.ask(self._distributions)
             trial.set_user_attr("worker", self._worker)
             found.append(self._note(trial.number, trial.params))
@@ -188,13 +203,17 @@ class Optuna(Strategy):
         running = self._study.get_trials(deepcopy=False, states=[self._states.RUNNING])
         return sum(not self._owns(trial) and _age(trial) < ABANDONED for trial in running)
 
+    def _known(self) -> list[Any]:
+        """Return all trials but those that were cut off before they had their values."""
+        return [one for one in self._study.get_trials(deepcopy=False) if one.state != self._states.FAIL]
+
     def _sampler_for(self, number: int) -> Any:
         # Seeded for each trial: a search that goes on proposes what the uninterrupted one would have proposed.
         seed = derive_seed(self._seed, "trial", number) % 2**32
         return self._sampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=STARTUP)
 
     def _owns(self, trial: Any) -> bool:
-        return trial.user_attrs.get("worker") == self._worker
+        return not self._shared or trial.user_attrs.get("worker") == self._worker
 
     def _note(self, number: int, params: Values) -> Values:
         values = _decoded(self._space, params)
@@ -255,8 +274,10 @@ def _storage(storage: str) -> Any:
 
     if "://" in storage:
         return RDBStorage(storage)
-    Path(storage).parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(storage))
+    # Its lock is a link: one to a relative path points nowhere, and would never be taken from a process that is dead.
+    path = Path(storage).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(str(path)))
 
 
 def _distribution(values: list[Any] | Range) -> Any:
@@ -329,4 +350,8 @@ def strategy_of(
     storage = search.storage or str(folder / JOURNAL)
     if search.storage:  # others begin at the same time, with the same seed
         seed += zlib.crc32(worker.encode())
-    return Optuna(space, start, f"{search.label}/{name}/{what:08x}", search.trials, storage, seed, worker)
+    else:  # nobody else works in the folder: the lock is one of a killed process, and optuna waits for it half a minute
+        for lock in folder.glob(f"{JOURNAL}.lock*"):
+            lock.unlink()
+    study = f"{search.label}/{name}/{what:08x}"
+    return Optuna(space, start, study, search.trials, storage, seed, worker, bool(search.storage))

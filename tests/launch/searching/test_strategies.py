@@ -1,9 +1,12 @@
 """Strategies: what is asked for, in which order, and when they end."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from launch.searching.settings import Range, Search, changed, start_of, text_of
-from launch.searching.strategies import Grid, OneAtATime, Optuna
+from launch.searching.strategies import Grid, OneAtATime, Optuna, strategy_of
 from mergers import Dare, Merger, SheetbendError, Ties
 
 MERGER = Merger("knots", Ties(density=0.2), [Dare(0.1)], coefficients=0.6)
@@ -80,6 +83,45 @@ def test_optuna_asks_again_for_what_was_cut_off_and_finds_what_is_good(study):
     assert len(seen) == 8 and study("two").ask(1) == []
     assert max(map(distance, seen)) > distance(START) + 0.5
     assert len(run(study("two", trials=14), distance)) == 2
+
+
+def test_a_killed_search_leaves_no_lock_and_no_trial_without_values(tmp_path, monkeypatch):
+    """Killed at any moment, it proposes what it would have proposed: between trials, or in the middle of one."""
+    pytest.importorskip("optuna")
+    from optuna.trial import Trial
+
+    def opened():
+        search = Search(over={"coefficients": [0.1, 0.2, 0.3], "density": [0.2, 0.5]}, strategy="optuna", trials=6)
+        merger = Merger(method=Ties(density=0.2))
+        space = search.spaces({"ties": merger})["ties"]
+        return strategy_of(search, space, merger, "ties", Path("run"), seed=0)
+
+    def score(values):
+        return values["coefficients"]
+
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    whole = run(opened(), score, most=2)
+    suggest = Trial._suggest
+    for number in (1, 4, 7):  # calls, two a trial
+        shutil.rmtree("run")
+        Path("run").mkdir()
+        calls = iter(range(number))
+
+        def killed(trial, *args, calls=calls):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return suggest(trial, *args)
+
+        seen, first = [], opened()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Trial, "_suggest", killed)
+            while asked := first.ask(2):
+                for values in asked:
+                    seen.append(values)
+                    first.tell(values, score(values))
+        Path("run/optuna.journal.lock").symlink_to("run/optuna.journal")
+        assert seen + run(opened(), score, most=2) == whole
 
 
 def test_two_workers_share_a_study_and_hear_of_each_other(study):
