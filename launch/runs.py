@@ -115,7 +115,7 @@ def resume_point(folder: Path, config: dict[str, Any], flags: Collection[str] = 
         content = load_yaml(saved_file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError):
         content = None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not isinstance(content.get("trainer") or {}, dict):
         raise SheetbendError(f"{saved_file} is damaged; give another {elsewhere}, or --overwrite true")
     saved = training_settings(content, flags)
     given = training_settings(config, flags)

@@ -1,7 +1,9 @@
 """Tables of examples: a file, a folder in a layout of the hub, or a data set on the hub itself."""
 
+import gzip
 import os
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,8 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {"keep_default_na": False}),
     ".tsv": ("csv", {"keep_default_na": False, "sep": "\t", "quoting": 3}),
 }
+# Of a table of texts. What reads it takes time with their square.
+_MOST_COLUMNS = 4096
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 
 
@@ -199,6 +203,8 @@ def _load(files: Sequence[Path], where: str) -> Dataset:
     reader, options = READERS[suffixes.pop()]
     if not any(path.stat().st_size for path in files):
         raise SheetbendError(f"{where}: it has no rows; fill it, or name another")
+    if reader == "csv":
+        _require_few_columns(files, options.get("sep", ","), where)
     names = [str(path) for path in files]
     try:
         # Always as "train": split names may have signs that the library does not take.
@@ -213,6 +219,18 @@ def _load(files: Sequence[Path], where: str) -> Dataset:
     if not len(table):
         raise SheetbendError(f"{where}: it has no rows; fill it, or name another")
     return _encoded(table)
+
+
+def _require_few_columns(files: Sequence[Path], separator: str, where: str) -> None:
+    """A line of a hundred thousand commas takes the library minutes and much memory."""
+    for path in files:
+        try:
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                header = file.readline(_MOST_COLUMNS * 256)
+        except (OSError, EOFError, zlib.error) as error:
+            raise SheetbendError(f"{where}: cannot be read ({one_line(error)}); repair or replace it") from None
+        if header.count(separator.encode()) >= _MOST_COLUMNS:
+            raise SheetbendError(f"{where}: it has more than {_MOST_COLUMNS:,} columns; keep those that are needed")
 
 
 def _encoded(table: Dataset) -> Dataset:

@@ -1,4 +1,4 @@
-"""A look at a file of ``torch.save`` before it is read: an unpickler of tensors alone can be kept busy for ever too."""
+"""A look at a file of ``torch.save`` before it is read: even an unpickler of tensors can be kept busy for ever."""
 
 import pickletools
 import zipfile

@@ -75,3 +75,13 @@ def test_clear_removes_a_run_and_nothing_else(run):
     (run / "adapters" / "a").mkdir(parents=True)
     clear(run)
     assert [path.name for path in run.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    "content", ["3", "trainer: 3", "trainer: [a]", "\xff", "a: &a [*a]", "[" * 10_000, "a: 2001-99-99"]
+)
+def test_a_damaged_configuration_of_an_earlier_run_is_one_line(tmp_path, content):
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "config.yaml").write_bytes(content.encode("latin-1"))
+    with pytest.raises(SheetbendError, match=r"config.yaml is damaged; give another --trainer.default_root_dir"):
+        resume_point(tmp_path, {"trainer": {}})

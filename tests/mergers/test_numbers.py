@@ -118,7 +118,8 @@ CASES = {
     "denormal A": (one_of(with_factors(A=lambda A: A * 1e-40)), True),
     "denormal factors": (all_of(with_factors(A=lambda A: A * 1e-40, B=lambda B: B * 1e-30)), True),
     "denormal products": (all_of(with_factors(A=lambda A: A * 1e-20, B=lambda B: B * 1e-20)), True),
-    "tiny scale": (one_of(with_factors(scale=1e-300)), True),
+    "tiny scale": (one_of(with_factors(scale=1e-30)), True),
+    "vanishing scale": (one_of(with_factors(scale=1e-300)), True),  # no float32, so that its task has no vote
     "far apart": (one_of(with_factors(scale=1e12)), True),
     "large": (all_of(with_factors(scale=1e12)), True),
     "squares overflow": (all_of(with_factors(scale=1e25)), None),

@@ -218,3 +218,11 @@ def test_a_damaged_saved_data_set_is_one_line(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(SheetbendError, match=r"cannot be read as a saved data set|has no split"):
         read_table(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.csv.gz", "train.tsv"])
+def test_a_line_of_nothing_but_separators_is_no_table(tmp_path, name):
+    content = (b"\t" if ".tsv" in name else b",") * 100_000
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(SheetbendError, match="more than 4,096 columns"):
+        read_table(tmp_path, "train")

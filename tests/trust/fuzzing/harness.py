@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -205,7 +206,7 @@ def attempt(target: Callable[[], object], sandbox: Sandbox, seconds: float = SEC
     exit with status 2 and one line on stderr.
     """
     sandbox.violations.clear()
-    before, peak = sandbox.snapshot(), _peak()
+    before, peak, began = sandbox.snapshot(), _peak(), time.monotonic()
     out, err = io.StringIO(), io.StringIO()
     try:
         with watching(sandbox), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), limited(seconds):
@@ -221,6 +222,8 @@ def attempt(target: Callable[[], object], sandbox: Sandbox, seconds: float = SEC
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}:{where.lineno}"
         outcome = Outcome(CRASHED, f"{type(error).__name__} at {place}: {str(error)[:300]}")
+    if time.monotonic() - began > seconds:  # some library may have swallowed the alarm
+        outcome = Outcome(CRASHED, f"hang of more than {seconds} s")
     if "Traceback" in err.getvalue():
         outcome = Outcome(CRASHED, f"a traceback was printed: {err.getvalue()[-300:]}")
     if sandbox.violations:
@@ -228,7 +231,7 @@ def attempt(target: Callable[[], object], sandbox: Sandbox, seconds: float = SEC
     if sandbox.canary.exists():
         sandbox.canary.unlink()
         outcome = Outcome(CRASHED, "code of the input was run")
-    elif sandbox.snapshot() != before:
+    elif not sandbox.violations and sandbox.snapshot() != before:
         outcome = Outcome(CRASHED, "a file outside the output folder was changed")
     if _peak() - peak > MEMORY:
         outcome = Outcome(CRASHED, f"took {(_peak() - peak) / 2**20:.0f} MiB more memory")
