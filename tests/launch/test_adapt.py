@@ -123,7 +123,7 @@ def test_a_checkpoint_of_something_else_is_refused_and_nothing_is_written(run, t
         (["--adaptation.start", "tsv", "--adaptation.space", "knots"], "use space full with it"),
         (["--adaptation.start", "tvs"], "expected one of task_arithmetic, cart, tsv, not 'tvs'"),
         (["--adaptation.step", "1"], "did you mean 'steps'?"),
-        (["--adaptation.learning_rate", "1e30"], "the entropy is nan at step 2; give a smaller"),
+        (["--adaptation.learning_rate", "1e30"], "is nan at step 2; give a smaller adaptation.learning_rate"),
         (["--adaptation.learning_rate", "1e38"], "adaptation.learning_rate is 1e+38; give a number above 0 and below"),
         (["--adaptation.learning_rate", "x"], "adaptation.learning_rate: expected float, not 'x'"),
         (["--adaptation.steps", "9" * 22], "adaptation.steps is 9999999999999999999999; give a number of at least 1"),

@@ -32,8 +32,12 @@ def files_in(folder: Path) -> dict[str, Path]:
 
 
 def temporary(name: str) -> bool:
-    """Return whether a relative name is none that a reader would take for a result."""
-    return any(part.startswith(".") or part.endswith((".incomplete", ".lock", ".tmp")) for part in Path(name).parts)
+    """Return whether a relative name is none that a reader would take for a result.
+
+    With dummy files huggingface_hub looks whether a folder can hold links.
+    """
+    starts, ends = (".", "dummy_file_"), (".incomplete", ".lock", ".tmp")
+    return any(part.startswith(starts) or part.endswith(ends) for part in Path(name).parts)
 
 
 def half_written(folder: Path) -> list[str]:
