@@ -61,7 +61,7 @@ def unlink(path):
         (lambda box: __import__("os").system("true"), "forbidden: os.system"),
         (lambda box: __import__("subprocess").run(["true"], check=True), "forbidden: subprocess.Popen"),
         (lambda box: __import__("os").symlink("a", box.outside / "link"), "forbidden: os.symlink"),
-        (lambda box: __import__("time").sleep(5), "hang of more than"),
+        (lambda box: all(True for _ in iter(int, 1)), "hang of more than"),
         (lambda box: [].pop(), "IndexError"),
         (lambda box: bytearray(b"x" * 500 * 2**20), "more memory"),
         (lambda box: exec("raise SystemExit(1)"), "exit 1"),

@@ -19,7 +19,7 @@ from launch.cli import main
 from mergers import SheetbendError
 
 ACCEPTED, REJECTED, CRASHED = "accepted", "rejected", "crashed"
-SECONDS = 10  # after which an input hangs; the slowest honest ones take a tenth of it
+SECONDS = 10  # of work, after which an input hangs; the slowest honest ones take a tenth of it
 MEMORY = 400 * 2**20  # bytes by which one input may raise the peak of the process
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # Audit events that name the path they change in their first arguments.
@@ -183,20 +183,34 @@ def sandbox_of(folder: Path) -> Iterator[Sandbox]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-@contextlib.contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raise `Hang` in the block once it has taken too long."""
+class Limit:
+    """Raises `Hang` in its block once the block has worked, or waited, for too long.
 
-    def ring(*_: object) -> None:
-        raise Hang
+    A machine that is busy with other things, or halted, is no hang: time that this process did not get counts a sixth.
+    """
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._wall, self._work = time.monotonic(), time.process_time()
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether it has taken too long by now, also where a library has swallowed the exception."""
+        waited, worked = time.monotonic() - self._wall, time.process_time() - self._work
+        return worked > self.seconds or waited > 6 * self.seconds
+
+    def _ring(self, *_: object) -> None:
+        if self.exceeded:
+            raise Hang
+
+    def __enter__(self) -> "Limit":
+        self._before = signal.signal(signal.SIGALRM, self._ring)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds, self.seconds / 4)
+        return self
+
+    def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, self._before)
 
 
 def attempt(target: Callable[[], object], sandbox: Sandbox, seconds: float = SECONDS) -> Outcome:
@@ -206,10 +220,10 @@ def attempt(target: Callable[[], object], sandbox: Sandbox, seconds: float = SEC
     exit with status 2 and one line on stderr.
     """
     sandbox.violations.clear()
-    before, peak, began = sandbox.snapshot(), _peak(), time.monotonic()
+    before, peak, limit = sandbox.snapshot(), _peak(), Limit(seconds)
     out, err = io.StringIO(), io.StringIO()
     try:
-        with watching(sandbox), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), limited(seconds):
+        with watching(sandbox), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), limit:
             target()
         outcome = Outcome(ACCEPTED)
     except SheetbendError as error:
@@ -222,7 +236,7 @@ def attempt(target: Callable[[], object], sandbox: Sandbox, seconds: float = SEC
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}:{where.lineno}"
         outcome = Outcome(CRASHED, f"{type(error).__name__} at {place}: {str(error)[:300]}")
-    if time.monotonic() - began > seconds:  # some library may have swallowed the alarm
+    if limit.exceeded:  # some library may have swallowed the alarm
         outcome = Outcome(CRASHED, f"hang of more than {seconds} s")
     if "Traceback" in err.getvalue():
         outcome = Outcome(CRASHED, f"a traceback was printed: {err.getvalue()[-300:]}")

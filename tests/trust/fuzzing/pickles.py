@@ -93,7 +93,9 @@ def zipped(parts: dict[str, bytes], compress: bool = False) -> bytes:
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:
         for name, content in parts.items():
-            archive.writestr(f"archive/{name}", content)
+            part = zipfile.ZipInfo(f"archive/{name}")  # of a date that is always the same
+            part.compress_type = archive.compression
+            archive.writestr(part, content)
     return target.getvalue()
 
 
