@@ -17,12 +17,12 @@ def only(folder):
 @pytest.mark.parametrize(
     ("gaps", "expected"),
     [
-        ((0.1, 0.11, 0.09), "It wins over ties by 12.5 points (95 % interval 9.4 to 15.6, paired over 3 seeds)"),
+        ((0.1, 0.11, 0.09), "It wins over **ties** by 12.5 points (95 % interval 9.4 to 15.6, paired over 3 seeds)"),
         ((0.1, -0.05, 0.09), "too close to tell (95 % interval"),
         ((0.1, 0.11), "no claim (95 % interval"),
         ((0.1, 0.3), "too close to tell (95 % interval"),
-        ((0.1, 0.1, 0.1), "12.5 points above ties with each of 3 seeds alike, which does not tell which is better"),
-        ((0.1,), "12.5 points above ties; one seed cannot tell which is better"),
+        ((0.1, 0.1, 0.1), "12.5 points above **ties** with each of 3 seeds alike, which does not tell which is better"),
+        ((0.1,), "12.5 points above **ties**; one seed cannot tell which is better"),
     ],
 )
 def test_a_win_needs_three_seeds_and_an_interval_above_zero(tmp_path, gaps, expected):
@@ -37,7 +37,7 @@ def test_a_merge_beyond_the_second_that_is_level_with_the_best_is_named(tmp_path
     gaps = [(0.010, 0.2), (0.011, -0.1), (0.009, 0.1)]
     write_seeds(tmp_path, [LEVELS | {"ties": 0.7 - near, "noisy": 0.7 - far} for near, far in gaps])
     (line, *_) = brief(only(tmp_path))
-    assert "It wins over ties" in line and "1 merge in all cannot be told from it: noisy." in line
+    assert "It wins over **ties**" in line and "1 merge in all cannot be told from it: **noisy**." in line
 
 
 def test_what_is_measured_beside_merges_is_told(tmp_path):
@@ -61,7 +61,7 @@ def test_knots_ties_is_named_though_it_is_neither_first_nor_second(tmp_path):
     described = dict.fromkeys(levels, "x") | {"mine": "Ties(density=0.2), in KnOTS space, coefficient 0.6"}
     write(tmp_path, make_results(levels, described=described), make_config())
     (first, *_) = brief(only(tmp_path))
-    assert "above b;" in first and "above mine;" in first
+    assert "above **b**;" in first and "above **mine**;" in first
 
 
 def test_a_run_without_merges_says_so(tmp_path):

@@ -168,8 +168,8 @@ def test_what_has_not_been_tested_is_named(seeds):
     ("content", "expected"),
     [
         (None, "holds no results.json"),
-        ('{"format": 1, "split": "te', "results.json holds no results"),
-        ('{"format": 9}', "has format 9, not 1"),
+        ('{"format": 1, "split": "te', "results.json is cut short or damaged"),
+        ('{"format": 9}', "has format 9, of another version, not 1"),
         ("[]", "holds no results"),
         ('{"format": 1, "split": "test", "meta": {}, "descriptions": {}, "scores": []}', "holds no scores"),
         ('{"format": 1, "split": "test", "meta": 3, "descriptions": {}, "scores": []}', "holds no results"),
