@@ -66,7 +66,18 @@ def test_processes_of_their_own_make_the_same_bytes(preset, adapters, tmp_path):
     for run, threads in enumerate(("1", "2", "4")):
         order = names[run:] + names[:run]
         rank = [] if PRESETS[preset].low_rank else ["--rank", "8"]
-        words = ["merge", "--adapters", *order, "--preset", preset, *rank, "--quiet", "--output", "merged", "--overwrite"]
+        words = [
+            "merge",
+            "--adapters",
+            *order,
+            "--preset",
+            preset,
+            *rank,
+            "--quiet",
+            "--output",
+            "merged",
+            "--overwrite",
+        ]
         settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads, "PYTHONHASHSEED": str(run)}
         subprocess.run([sys.executable, "-m", "launch", *words], env=os.environ | settings, cwd=tmp_path, check=True)
         found.add(tuple((tmp_path / "merged" / file).read_bytes() for file in FILES[:2]))
