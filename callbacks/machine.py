@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mergers.preflight import peak_memory, total_memory
+from mergers.memory import peak_memory, total_memory
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -40,10 +40,15 @@ def machine_words(meta: Mapping[str, Any]) -> list[str]:
     if found.get("device"):
         own = found.get("device_memory_bytes")
         words.append(f"{found['device']}{f' with {own / 2**30:.0f} GiB' if own else ''}")
-    words += [f"peak memory {_size(peak['resident'])}"] if peak.get("resident") else []
-    words += [f"{_size(peak['gpu'])} on the GPU"] if peak.get("gpu") else []
+    words += [f"peak memory {size_words(peak['resident'])}"] if peak.get("resident") else []
+    words += [f"{size_words(peak['gpu'])} on the GPU"] if peak.get("gpu") else []
     return words
 
 
-def _size(count: float) -> str:
+def size_words(count: float) -> str:
+    """Return bytes in GB or MB.
+
+    >>> size_words(2.14e9), size_words(31e6)
+    ('2.1 GB', '31 MB')
+    """
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

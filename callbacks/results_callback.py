@@ -15,6 +15,7 @@ from callbacks.adaptation_plots import COEFFICIENTS_PICTURE, KEPT_PICTURE
 from callbacks.curves import Curves
 from callbacks.event_files import VariantEvents, write_test, write_validation
 from callbacks.machine import machine, peak_bytes
+from callbacks.memory import MemoryForecast
 from callbacks.report import repeat_command, report
 from callbacks.results import Results
 from callbacks.results_table import results_view
@@ -151,6 +152,7 @@ class ResultsCallback(Callback):
             "seconds": {name: round(value, 1) for name, value in self._seconds.items()},
             "machine": machine(module.device),
             "peak_bytes": peak_bytes(module.device),
+            "expected_bytes": next((one.expected for one in trainer.callbacks if isinstance(one, MemoryForecast)), {}),
             "adapts": _adapts(trainer),
             "command": repeat_command(),
             "caveats": [*getattr(trainer.datamodule, "caveats", ()), *of_variants, *self.notes],

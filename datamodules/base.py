@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-from datamodules.tasks import Split, Task, check_listed, fingerprint
+from datamodules.tasks import Split, Task, TaskBatch, check_listed, fingerprint
 from datamodules.turns import BatchDataset, EvalSampler, TaskOrder, TurnLoader, TurnSampler, interleave
 from mergers.errors import SheetbendError, did_you_mean
 from mergers.seeding import derive_generator
@@ -312,6 +313,19 @@ class TaskDataModule(LightningDataModule):
             sampler = EvalSampler(name, drawn.sort().values.tolist(), self.eval_batch_size)
             loaders.append(self._loader(BatchDataset({name: data[split]}), sampler))
         return loaders
+
+    def widest(self, split: str, count: int) -> TaskBatch:
+        """Return ``count`` examples of the task whose longest take the most memory, the longest of them; no more."""
+
+        def size(task: Task) -> tuple[int, int]:
+            inputs = tree_leaves(self._splits[task.name][split].batch(self._longest(task.name, split, 1))[0])
+            return sum(part.nbytes for part in inputs), len(getattr(task, "class_names", ()))
+
+        task = max(self.tasks, key=size).name
+        return BatchDataset({task: self._splits[task][split]})[task, self._longest(task, split, count)]
+
+    def _longest(self, task: str, split: str, count: int) -> list[int]:
+        return list(self._splits[task][split].eval_order()[:count])
 
     def _loader(self, dataset: BatchDataset, sampler: Any, kind: type[DataLoader] = DataLoader) -> DataLoader:
         # A generator of its own: without one the loader would draw from the global stream.

@@ -246,14 +246,16 @@ class ConfiguredCLI(LightningCLI):
             )
         extra: list[Callback] = [callback for callback in own if not issubclass(type(callback), given)]
         trainer = self._trainer({**settings, **kwargs}, extra)
-        if processes(trainer) == 1 or adapts:
-            return trainer
-        # How many there are is known only now, by what the machine has.
-        if settings.get("strategy", "auto") not in ("auto", "ddp"):
-            raise SheetbendError(
-                f"trainer.strategy is {settings['strategy']}; {processes(trainer)} processes work by ddp, leave it out"
-            )
-        return self._trainer({**settings, **kwargs, "strategy": AdapterDDP()}, extra)
+        if processes(trainer) > 1 and not adapts:  # how many there are is known only now, by what the machine has
+            if settings.get("strategy", "auto") not in ("auto", "ddp"):
+                raise SheetbendError(
+                    f"trainer.strategy is {settings['strategy']}; {processes(trainer)} processes work by ddp, leave it "
+                    "out"
+                )
+            trainer = self._trainer({**settings, **kwargs, "strategy": AdapterDDP()}, extra)
+        if self.subcommand not in ("search", "analyse"):  # whose sweeps are as large as memory allows
+            trainer.callbacks.insert(0, callbacks.MemoryForecast())
+        return trainer
 
     def _trainer(self, settings: dict[str, Any], extra: list[Callback]) -> Trainer:
         given = settings.get("callbacks")

@@ -8,9 +8,10 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from callbacks import MergeCallback, ResultsCallback
 from lightning_modules import LoRATasks, Score, Variant
+from lightning_modules.footprint import merged_bytes, merged_numbers
 from lightning_modules.variants import FINETUNED, PRETRAINED, finetuned, pretrained
-from mergers import Adapter, Merger, Update
-from mergers.preflight import available_memory
+from mergers import Adapter, Merger
+from mergers.memory import available_memory
 
 # Share of the free memory that merged weights may take.
 MEMORY = 0.5
@@ -58,20 +59,15 @@ class Sweeps:
 
     def bytes_of(self, merger: Merger) -> int:
         """Return what the weights of one merge of all adapters take while they are tested."""
-        branches = self.model.merges_as_branches and merger.low_rank
-        size = next(self.model.model.get_base_model().parameters()).element_size()
-        return size * self._numbers(branches)
+        return merged_bytes(self.model, merger, self.adapters)
 
     def room(self, bytes_each: int) -> int:
         """Return how many merges of so many bytes memory holds at once, at least one."""
         device: Any = self.trainer.strategy.root_device
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory() or 4e9
-        passing = 4 * self._numbers(branches=False)  # one is there in float32 until it has been added to the weights
+        # One is there in float32 until it has been added to the weights.
+        passing = 4 * merged_numbers(self.adapters, branches=False)
         return max(1, int((MEMORY * free - passing) / max(1, bytes_each)))
-
-    def _numbers(self, branches: bool) -> int:
-        """Return of how many numbers one merge is, over all modules."""
-        return sum(_numbers([one[module] for one in self.adapters], branches) for module in self.adapters[0])
 
     def references(self) -> list[Score]:
         """Return the scores of the pretrained and the finetuned weights."""
@@ -103,12 +99,3 @@ class Sweeps:
 
 def _named(variants: dict[str, Variant | None]) -> dict[str, Variant]:
     return {name: variant for name, variant in variants.items() if variant is not None}
-
-
-def _numbers(updates: Sequence[Update], branches: bool) -> int:
-    """Return of how many numbers one merged update of these is; as a branch, where that is fewer."""
-    shape = updates[0].shape
-    whole = shape[0] * shape[1] if len(shape) == 2 else shape[0]
-    if not branches or len(shape) != 2:
-        return whole
-    return min(whole, min(sum(update.rank for update in updates), *shape) * sum(shape))

@@ -242,6 +242,14 @@ class LoRATasks(VariantTester):
         self.log(f"train_loss/{batch.task}", loss, batch_size=size, sync_dist=several, reduce_fx="sum")
         return loss
 
+    def rehearse_step(self, batch: Any) -> None:
+        """Do what a training step on ``batch`` does but for the optimiser's part, and leave no trace."""
+        self.activate(batch.task)
+        with self._own_random_stream(batch.task):
+            self.loss(self(batch.inputs), batch.labels, batch.task).backward()
+        for parameter in self.task_parameters(batch.task).values():
+            parameter.grad = None
+
     def _no_loss(self) -> Tensor:
         """Return a loss without a gradient: Lightning takes no other of several processes."""
         return torch.zeros((), device=self.device, requires_grad=True)

@@ -144,6 +144,12 @@ class VariantTester(LightningModule, ABC):
             joint = {space: self.evaluator.joint[space].among(values, variant.tasks) for space, values in joint.items()}
         self.evaluator.update(name, batch.task, logits, joint, batch.labels)
 
+    @torch.no_grad()
+    def rehearse(self, batch: Any) -> None:
+        """Do what testing one batch in one variant does, and count nothing."""
+        features = self.features_of(finetuned(), batch.inputs, batch.task)
+        self.task_logits(features, batch.task), self.joint_logits(features)
+
     def _evaluate_ensemble(self, name: str, batch: Any) -> None:
         largest: dict[str, Tensor] = {}
         for task in self.task_names:

@@ -18,7 +18,7 @@ from lightning_modules.backbones import load_pretrained, load_tokenizer
 from lightning_modules.base import LoRATasks
 from lightning_modules.checks import check_number
 from lightning_modules.processes import in_all_processes
-from lightning_modules.variants import Variant
+from lightning_modules.variants import Variant, finetuned
 from mergers import SheetbendError
 from mergers.files import atomic_write
 
@@ -140,6 +140,12 @@ class TextGenerator(LoRATasks):
         tokens = self.model.get_base_model().generate(**inputs, max_new_tokens=max_new_tokens)
         start = inputs["input_ids"].shape[1] if self.architecture == "causal" else 0
         return self.tokenizer.batch_decode(tokens[:, start:], skip_special_tokens=True)
+
+    @torch.no_grad()
+    def rehearse(self, batch: Any) -> None:
+        """Do what testing one batch in one variant does, and count nothing."""
+        with self.using(finetuned(), batch.task):
+            self.generate(batch.inputs, self.evaluator.tasks[batch.task].max_new_tokens)
 
     @torch.no_grad()
     def evaluate(self, name: str, variant: Variant, batch: Any) -> None:

@@ -1,6 +1,5 @@
 """What a merge will take, before it is begun: memory by counting, time by a trial of one small piece."""
 
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from mergers.memory import resident_memory
 from mergers.merger import Merger
 from mergers.output.truncation import rounding_error, truncate
 from mergers.spaces import Core, KnOTS
@@ -125,41 +125,21 @@ def estimate(
     return Estimate(largest, written, resident, kept, working, seconds)
 
 
-def resident_memory() -> int:
-    """Return the bytes of memory this process holds now, or held at most where the system does not say."""
-    return _status("VmRSS") or peak_memory()
+def merging_bytes(merger: Merger, adapters: Sequence[Adapter]) -> int:
+    """Return what `Merger.merge` holds at its peak beyond the adapters, its result included.
 
-
-def peak_memory() -> int:
-    """Return the bytes of memory this process has held at most, 0 where the system does not say."""
-    found = _status("VmHWM")
-    if found:
-        return found
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others kibibytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def available_memory() -> int | None:
-    """Return the bytes of memory that can still be had, or None where the system does not say."""
-    return _status("MemAvailable", "/proc/meminfo") or None
-
-
-def total_memory() -> int | None:
-    """Return the bytes of memory of this machine, or None where the system does not say."""
-    return _status("MemTotal", "/proc/meminfo") or None
-
-
-def _status(name: str, path: str = "/proc/self/status") -> int:
-    """Return a field of Linux's account of this process in bytes, 0 elsewhere."""
-    try:
-        lines = Path(path).read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
+    Args:
+        merger: How to merge.
+        adapters: One a task, of the same modules.
+    """
+    pieces = [_piece(merger, [adapter[module] for adapter in adapters]) for module in adapters[0]]
+    result = sum(
+        (p.rows + p.columns) * _saved_rank(merger, p, None) if merger.low_rank else p.rows * p.columns for p in pieces
+    )
+    each = [_working_bytes(merger, piece, None, full_model=False) for piece in pieces]
+    workers = min(torch.get_num_threads(), len(pieces))
+    working = max((sum(each[start : start + workers]) for start in range(len(each))), default=0)
+    return sum(_alignment_bytes(merger, piece) for piece in pieces) + 4 * result + working
 
 
 def _piece(merger: Merger, updates: Sequence[Update]) -> _Piece:

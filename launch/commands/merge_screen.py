@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from launch.commands.screen import duration, facts, show, size, span, table
-from mergers.preflight import available_memory, peak_memory
+from mergers.memory import available_memory, peak_memory
 
 if TYPE_CHECKING:
     from mergers import Adapter, MergeSummary

@@ -184,7 +184,7 @@ def test_a_disk_that_fills_up(tmp_path, capsys):
 
 
 def test_too_little_memory(adapters, merged, capsys, monkeypatch):
-    monkeypatch.setattr("mergers.preflight._status", lambda name, *_: 1000 if name == "MemAvailable" else 0)
+    monkeypatch.setattr("mergers.memory._status", lambda name, *_: 1000 if name == "MemAvailable" else 0)
     assert "1.0 kB of memory left, which may not be enough" in run(
         capsys, "merge", "--adapters", *adapters, "--dry-run"
     )

@@ -12,7 +12,8 @@ from builders import random_adapter, random_adapters
 from safetensors.torch import load_file
 
 from mergers import Adapter, DenseUpdate, KnOTS, Merger, Ties, preflight, save_merged
-from mergers.preflight import estimate, peak_memory, resident_memory
+from mergers.memory import peak_memory, resident_memory
+from mergers.preflight import estimate
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {"a": (40, 24), "b": (9, 30)}
@@ -109,7 +110,8 @@ import torch
 sys.path.insert(0, "tests/mergers")
 from builders import random_adapter
 from mergers import Core, Iso, KnOTS, Merger, Ties, save_merged
-from mergers.preflight import estimate, peak_memory
+from mergers.memory import peak_memory
+from mergers.preflight import estimate
 torch.set_num_threads(2)
 shapes = {f"layers.{i}.q": (768, 768) for i in range(24)}
 adapters = [random_adapter(f"t{i}", shapes, 16, seed=i) for i in range(6)]
