@@ -26,16 +26,16 @@ BROKEN_PIPE = 141  # the same of SIGPIPE
 
 # Lightning's advice that does not hold here, by the start of its message.
 BENIGN_WARNINGS = (
-    ".*does not have many workers",
+    ".*does not have many workers",  # batches are made from memory or a cache; more workers are the user's choice
     ".*`training_step` returned `None`",  # the empty turn of a task that has stopped early
-    ".*Checkpoint directory .* exists and is not empty",
+    ".*Checkpoint directory .* exists and is not empty",  # a run folder that goes on
     ".*exists and is not empty",
-    ".*number of training batches .* is smaller than the logging interval",
-    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",
-    ".*is_gradient_checkpointing",
+    ".*number of training batches .* is smaller than the logging interval",  # every step is logged, by task
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6's, with torch 2.9 and later
+    ".*is_gradient_checkpointing",  # transformers' own, in what it calls itself
     ".*The dirpath has changed from",  # a run folder may be moved
-    ".*lr_scheduler.step.*before.*optimizer.step",
-    ".*Trying to infer the `batch_size`",
+    ".*lr_scheduler.step.*before.*optimizer.step",  # a first step that overflowed in float16 was skipped
+    ".*Trying to infer the `batch_size`",  # of curves, where each batch counts alike
     ".*in eval mode at the start of training",  # while a merge is learned, dropout is off
 )
 

@@ -185,7 +185,8 @@ def _working_bytes(merger: Merger, piece: _Piece, rank: int | None, full_model: 
         merging = 8 * 4 * piece.ranks * (piece.p + piece.q)
     finishing = 0
     if merger.finish is not None:
-        finishing = 8 * 4 * (entries if entrywise else piece.ranks * (piece.p + piece.q))
+        # A dense decomposition in float64: the matrix, a copy, both sides, and LAPACK's own of about two more.
+        finishing = 8 * 6 * entries if entrywise else 8 * 4 * piece.ranks * (piece.p + piece.q)
     if full_model:
         writing = 4 * piece.rows * piece.columns + 12 * min(piece.rows * piece.columns, 1 << 22)
     elif factored:  # the products and their rounding are computed in float64
