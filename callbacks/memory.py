@@ -8,8 +8,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.machine import size_words
 from callbacks.merge import MergeCallback
-from lightning_modules import LoRATasks
-from lightning_modules.footprint import Need, testing_need, training_need
+from lightning_modules import LoRATasks, TestTimeAdaptation
+from lightning_modules.footprint import Need, adapting_need, testing_need, training_need
 from mergers import Merger
 from mergers.memory import available_memory, resident_memory
 
@@ -34,8 +34,10 @@ class MemoryForecast(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look ahead to training, and to the validations and the test that come with it."""
         if isinstance(pl_module, LoRATasks):
-            merges = _merges(trainer)
-            self._say(trainer, pl_module, training_need(pl_module) | testing_need(pl_module, merges))
+            self._say(trainer, pl_module, training_need(pl_module) | testing_need(pl_module, _merges(trainer)))
+        elif isinstance(pl_module, TestTimeAdaptation):
+            tests = testing_need(pl_module.tester, _merges(trainer), learned=2)  # the merge, and what it began as
+            self._say(trainer, pl_module, adapting_need(pl_module) | tests)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look ahead to a test that comes alone."""
@@ -47,7 +49,7 @@ class MemoryForecast(Callback):
         if isinstance(pl_module, LoRATasks) and not self.expected:
             self._say(trainer, pl_module, testing_need(pl_module, _merges(trainer), "val"))
 
-    def _say(self, trainer: Trainer, module: LoRATasks, need: Need) -> None:
+    def _say(self, trainer: Trainer, module: LightningModule, need: Need) -> None:
         # The trials have touched the weights, which are read from disk when they are.
         self.expected = {"resident": resident_memory() + need.host + LATER}
         rows = [("memory", self.expected["resident"], need.host + LATER, available_memory())]

@@ -1,7 +1,8 @@
-"""What training and testing take in memory, known before: from steps on a few examples, and by counting."""
+"""What training, testing and adapting take in memory, known before: from steps on a few examples, and by counting."""
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_modules.test_time_adaptation import TestTimeAdaptation, leaves_of
 from mergers import Adapter, Merger, Update
 from mergers.preflight import merging_bytes
 
 if TYPE_CHECKING:
+    from datamodules import TaskDataModule
     from lightning_modules.base import LoRATasks
 
 #: Examples in the two trials from which a larger batch is told.
@@ -62,18 +65,53 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
     return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
-def peak_of(work: Callable[[], Any], device: torch.device) -> int:
-    """Return the most bytes that ``work`` holds at once on ``device``, beyond what is there before it."""
-    if device.type == "cuda":  # the allocator knows, of what kernels take too
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with Allocations() as counted:
-        work()
-    return counted.peak
+class Held:
+    """How many bytes more than at its beginning are held on a device, and were at most; a context.
+
+    Attributes:
+        device: whose bytes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._count = Allocations()
+        self._before = 0
+
+    def __enter__(self) -> "Held":
+        """Begin at zero."""
+        if self.device.type == "cuda":  # its allocator knows, of what kernels take too
+            self.restart()
+            self._before = torch.cuda.memory_allocated(self.device)
+        else:
+            self._count.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """Count no more."""
+        if self.device.type != "cuda":
+            self._count.__exit__(*exception)
+
+    def restart(self) -> None:
+        """Let `peak` begin at what is held now."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._count.peak = self._count.now
+
+    @property
+    def peak(self) -> int:
+        """The most that was held since the last restart."""
+        if self.device.type != "cuda":
+            return self._count.peak
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.max_memory_allocated(self.device) - self._before
+
+    @property
+    def now(self) -> int:
+        """What is held now."""
+        return (
+            torch.cuda.memory_allocated(self.device) - self._before if self.device.type == "cuda" else self._count.now
+        )
 
 
 def told(peaks: Callable[[int], int], size: int, trials: tuple[int, int] = TRIALS) -> int:
@@ -124,49 +162,109 @@ def training_need(module: "LoRATasks") -> Need:
         module: on its device, about to be trained.
     """
     trained = sum(p.nbytes for name in module.task_names for p in module.task_parameters(name).values())
-    return _on(module, 2 * trained) + Need(host=trained) + _step(module, "train", module.rehearse_step)
+    return _on(module, 2 * trained) + Need(host=trained) + _pass(module, "train", module.rehearse_step)
 
 
-def testing_need(module: "LoRATasks", merges: Sequence[Merger], split: str = "test") -> Need:
+def adapting_need(module: TestTimeAdaptation) -> Need:
+    """Return what learning a merge takes: weights with what they are made of, and one task's pass after the other.
+
+    The looks at its accuracy are counted too; the test that follows is `testing_need`'s.
+
+    Args:
+        module: on its device, about to be fitted.
+    """
+    tester, size = module.tester, module.trainer.datamodule.batch_size
+    with Held(module.device) as held:
+        weights = module.merged_weights()
+        leaves = leaves_of(weights)
+
+        def peak(count: int) -> int:
+            batch = _widest(tester, module.settings.adapt_on, count)
+            held.restart()
+            with module.trainer.precision_plugin.forward_context():
+                module.there_and_back(batch, leaves)
+            return held.peak
+
+        peak(TRIALS[0])  # the gradients of the weights come with the first pass
+        made, passing = held.now, told(peak, size)
+        held.restart()
+        module.rehearse_back(weights, leaves)
+        merging = held.peak
+    looking = _on(tester, made) + _pass(tester, "val", tester.rehearse)
+    return _on(tester, merging) | (_on(tester, made) + _heaped(tester, passing - made)) | looking
+
+
+def testing_need(module: "LoRATasks", merges: Sequence[Merger], split: str = "test", learned: int = 0) -> Need:
     """Return what testing takes: the merges, of which each is made before the next, and a forward pass.
 
     Args:
         module: on its device, about to be tested.
         merges: what is tested beside the pretrained and the finetuned model.
         split: ``val`` or ``test``.
+        learned: how many merges more come from an adaptation, ready made.
     """
-    adapters = module.adapters() if merges else []
+    adapters = module.adapters() if merges or learned else []
     held = sum(merged_bytes(module, merge, adapters) for merge in merges)
+    if learned:
+        held += learned * _weight_size(module) * merged_numbers(adapters, module.merges_as_branches)
     making = max((merging_bytes(merge, adapters) for merge in merges), default=0)
     copies = sum(tensor.nbytes for one in adapters for update in one.values() for tensor in update.tensors().values())
-    passing = _step(module, split, module.rehearse)
+    passing = _pass(module, split, module.rehearse)
     return _on(module, held) + (Need(host=copies + making) | passing)
 
 
-def _step(module: "LoRATasks", split: str, work: Callable[[Any], None]) -> Need:
+def _pass(module: "LoRATasks", split: str, work: Callable[[Any], None]) -> Need:
     """Return what ``work`` takes on the longest examples that a batch can have."""
-    trainer, data = module.trainer, module.trainer.datamodule
+    data = data_of(module)
     size = data.batch_size if split == "train" else data.eval_batch_size
 
     def peak(count: int) -> int:
-        batch = trainer.strategy.batch_to_device(data.widest(split, count))
-        with trainer.precision_plugin.forward_context():
-            return peak_of(lambda: work(batch), module.device)
+        batch = _widest(module, split, count)
+        forward = module.trainer.precision_plugin.forward_context()
+        # A model that does not train keeps its activations, whatever `gradient_checkpointing` says.
+        with _in_mode(module, split == "train"), forward, Held(module.device) as held:
+            work(batch)
+            return held.peak
 
     longest = min(size, max(len(data.split(name, split)) for name in module.task_names))
-    found = told(peak, longest)
-    return Need(0, found) if module.device.type == "cuda" else Need(round(HEAP * found))
+    return _heaped(module, told(peak, longest))
+
+
+@contextmanager
+def _in_mode(module: torch.nn.Module, training: bool) -> Iterator[None]:
+    before = {part: part.training for part in module.modules()}
+    module.train(training)
+    yield
+    for part, mode in before.items():
+        part.training = mode
+
+
+def _widest(module: "LoRATasks", split: str, count: int) -> Any:
+    return module.trainer.strategy.batch_to_device(data_of(module).widest(split, count))
+
+
+def data_of(module: "LoRATasks") -> "TaskDataModule":
+    """Return the tasks' data, also where what the Trainer has gives their batches without labels."""
+    data = module.trainer.datamodule
+    return getattr(data, "datamodule", data)
 
 
 def _on(module: "LoRATasks", count: int) -> Need:
     return Need(0, count) if module.device.type == "cuda" else Need(count)
 
 
+def _heaped(module: "LoRATasks", count: int) -> Need:
+    return _on(module, count if module.device.type == "cuda" else round(HEAP * count))
+
+
+def _weight_size(module: "LoRATasks") -> int:
+    return next(module.model.get_base_model().parameters()).element_size()
+
+
 def merged_bytes(module: "LoRATasks", merge: Merger, adapters: Sequence[Adapter]) -> int:
     """Return what the weights of one merge of ``adapters`` take while they are tested."""
     branches = module.merges_as_branches and merge.low_rank
-    size = next(module.model.get_base_model().parameters()).element_size()
-    return size * merged_numbers(adapters, branches)
+    return _weight_size(module) * merged_numbers(adapters, branches)
 
 
 def merged_numbers(adapters: Sequence[Adapter], branches: bool) -> int:

@@ -136,23 +136,35 @@ class TestTimeAdaptation(LightningModule):
     def training_step(self, batches: tuple[Any, ...], batch_idx: int) -> Tensor:
         """Return the loss of one batch a task, summed; its gradient at the merged weights is in it already."""
         weights = self.merged_weights()
-        leaves = {name: weight.detach().requires_grad_(weight.requires_grad) for name, weight in weights.items()}
+        leaves = leaves_of(weights)
         scale = 1.0 if self._scaler is None else self._scaler.get_scale()
         losses, total = torch.zeros(2, dtype=torch.float32, device=self.device)  # whatever the Trainer's precision
-        with without_adapters(self.tester.model), replaced(self.tester.model, Variant(self.settings.label, leaves)):
-            for batch in batches:
-                entropy, collapse = self._entropies(batch)
-                loss = entropy + self.settings.diversity * collapse
-                with torch.autocast(self.device.type, enabled=False):  # each operation goes back as it came
-                    (scale * loss).backward()
-                losses += loss.detach()
-                total += entropy.detach()
-                self.log(f"entropy/{batch.task}", entropy.detach())
+        for batch in batches:
+            loss, entropy = self.there_and_back(batch, leaves, scale)
+            losses += loss
+            total += entropy
+            self.log(f"entropy/{batch.task}", entropy)
         self._require_finite("entropy", total, self.global_step + 1)
         mean = total / len(batches)
         self._window.append(mean.item())
         self.log("entropy", mean, prog_bar=True)
         return _WithGradient.apply(losses, scale, [leaf.grad for leaf in leaves.values()], *weights.values())
+
+    def there_and_back(self, batch: Any, leaves: dict[str, Tensor], scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return the loss and the entropy of one task's batch; ``scale`` times its gradient is added to the leaves."""
+        with without_adapters(self.tester.model), replaced(self.tester.model, Variant(self.settings.label, leaves)):
+            entropy, collapse = self._entropies(batch)
+            loss = entropy + self.settings.diversity * collapse
+            with torch.autocast(self.device.type, enabled=False):  # each operation goes back as it came
+                (scale * loss).backward()
+        return loss.detach(), entropy.detach()
+
+    def rehearse_back(self, weights: dict[str, Tensor], leaves: dict[str, Tensor]) -> None:
+        """Take the gradient of the leaves into masks and coefficients, as a step does, and leave no trace."""
+        nothing = torch.zeros((), device=self.device)
+        _WithGradient.apply(nothing, 1.0, [leaf.grad for leaf in leaves.values()], *weights.values()).backward()
+        self.logits.grad = self.coefficients.grad = None
+        self._parts, self._origins = {}, {}
 
     def _entropies(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return the mean entropy of the answers to ``batch`` and minus the entropy of their mean, both scalars."""
@@ -296,6 +308,11 @@ class _WithGradient(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         factor = outer / ctx.scale
         return None, None, None, *(None if one is None else one.mul_(factor) for one in gradients)
+
+
+def leaves_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights of the same values that take gradients of their own, where those given would take any."""
+    return {name: weight.detach().requires_grad_(weight.requires_grad) for name, weight in weights.items()}
 
 
 def on_plateau(entropies: list[float], drop: float = 0.01, patience: int = 2) -> bool:

@@ -4,6 +4,12 @@ import sys
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
+# Control groups by their controllers: of version 2, which have no name, and of version 1. Each with its folder, and the
+# names of the limit, of what is used, and of that part of it which is files that need not stay in memory.
+_VERSIONS = {
+    "": ("", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 def resident_memory() -> int:
@@ -26,11 +32,8 @@ def peak_memory() -> int:
 
 def available_memory() -> int | None:
     """Return the bytes of memory that can still be had, a container's limit considered; None where nothing says so."""
-    free = _status("MemAvailable", "/proc/meminfo") or None
-    limit, used = (_of_container(name) for name in ("memory.max", "memory.current"))
-    if limit is None or used is None:
-        return free
-    return min(free or limit, max(limit - used, 0))
+    found = [_status("MemAvailable", "/proc/meminfo") or None, _left_in_container()]
+    return min((one for one in found if one is not None), default=None)
 
 
 def total_memory() -> int | None:
@@ -47,12 +50,22 @@ def _status(name: str, path: str = "/proc/self/status") -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
 
 
-def _of_container(name: str, root: Path = _CGROUPS) -> int | None:
-    """Return a number of this process's control group (version 2), None where it has none, such as no limit."""
+def _left_in_container(own: Path = Path("/proc/self/cgroup"), root: Path = _CGROUPS) -> int | None:
+    """Return what this process's control group may still take, None where there is no group or no limit."""
     try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
-        own = next(line.removeprefix("0::/") for line in lines if line.startswith("0::/"))
-        places = [root / own / name, root / name]
-        return int(next(place for place in places if place.is_file()).read_text(encoding="ascii"))
-    except (OSError, StopIteration, ValueError):  # "max" is no number
+        groups = [line.split(":", 2)[1:] for line in own.read_text(encoding="ascii").splitlines()]
+    except (OSError, ValueError):
         return None
+    for controllers, path in groups:
+        if controllers in _VERSIONS:
+            folder, limit, used, cache = _VERSIONS[controllers]
+            for place in (root / folder / path.lstrip("/"), root / folder):  # a container may see itself as the root
+                try:
+                    stat = dict(
+                        line.split() for line in (place / "memory.stat").read_text(encoding="ascii").splitlines()
+                    )
+                    allowed, taken = (int((place / name).read_text(encoding="ascii")) for name in (limit, used))
+                    return max(allowed - taken + int(stat.get(cache, 0)), 0)
+                except (OSError, ValueError):  # "max" is no number
+                    continue
+    return None

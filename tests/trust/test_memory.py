@@ -40,7 +40,8 @@ def run(folder, verb, model, mergers, **settings):
     command = [sys.executable, "-m", "launch", verb, "--config", str(folder.parent / "in.yaml"), *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
-    meta = json.loads((folder / "results.json").read_text())["meta"]
+    results = folder / "adaptations" / "adarank-ta" if verb == "adapt" else folder
+    meta = json.loads((results / "results.json").read_text())["meta"]
     return done, meta["expected_bytes"]["resident"], meta["peak_bytes"]["resident"]
 
 
@@ -65,3 +66,15 @@ def test_the_peak_is_within_a_fifth_of_what_was_said(work, vit, tiny_clip, tmp_p
     assert "expected at the peak: " in done.stdout and "may not be enough" not in done.stderr
     print(f"{work}: expected {expected / 1e6:.0f} MB, measured {peak / 1e6:.0f} MB, ratio {expected / peak:.2f}")
     assert expected == pytest.approx(peak, rel=0.2)
+
+
+@pytest.mark.slow
+def test_the_peak_of_an_adaptation_is_within_a_fifth_of_what_was_said(vit, tmp_path):
+    sizes = {"data__batches_per_epoch": 2, "data__batch_size": 4, "data__eval_batch_size": 8}
+    run(tmp_path / "run", "fit", vit, ["mean"], trainer__max_epochs=1, **sizes)
+    for batch_size in (4, 48):
+        settings = {"adaptation__batch_size": batch_size, "adaptation__steps": 3, "overwrite": "true"}
+        done, expected, peak = run(tmp_path / "run", "adapt", vit, ["mean"], **sizes, **settings)
+        assert "expected at the peak: " in done.stdout and "may not be enough" not in done.stderr
+        print(f"adapt: expected {expected / 1e6:.0f} MB, measured {peak / 1e6:.0f} MB, ratio {expected / peak:.2f}")
+        assert expected == pytest.approx(peak, rel=0.2)
