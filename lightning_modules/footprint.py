@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 #: Examples in the two trials from which a larger batch is told.
 TRIALS = (2, 4)
 #: What activations take in the heap of the C library, over what they are: temporary tensors of many sizes leave holes
-#: between those that stay. Measured 1.5 to 1.8 with glibc; blocks given back at once would take half as long again.
-HEAP = 1.6
+#: between those that stay. Measured 1.3 to 1.8 with glibc; blocks given back at once would take half as long again.
+HEAP = 1.5
 
 
 class Allocations(TorchDispatchMode):
