@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,12 +34,14 @@ class MappedImages:
 
     Args:
         folder: the entry.
-        lock: an open file that is locked for as long as the entry is in use.
+        lock: an open file that is locked for as long as the entry is in use, and closed then.
     """
 
     def __init__(self, folder: Path, lock: Any = None):
-        self.folder, self._lock = folder, lock
+        self.folder = folder
         self._pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+        if lock is not None:
+            weakref.finalize(self, lock.close)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -225,7 +225,7 @@ class TestTimeAdaptation(LightningModule):
         """Note what was measured."""
         self._scores, self._variant = self.tester.evaluator.scores(), None
         for score in headline_scores(self._scores):
-            self.log(f"val_{score.metric}/{score.task}", score.value, logger=False)
+            self.log(f"val_{score.metric}/{score.task}", score.value, logger=False, sync_dist=True)
 
     def scores(self) -> list[Score]:
         """Return what the last validation measured."""

@@ -252,6 +252,7 @@ def test_a_test_of_a_checkpoint_measures_the_best_adapters(tiny_clip, tmp_path):
 
 
 @pytest.mark.parametrize("flags", [{"limit_val_batches": 0}, {"max_steps": 3}])
+@pytest.mark.filterwarnings("ignore:task hue. warmup_steps is 3, and the steps in all are 2")
 def test_adapters_are_written_without_a_validation_too(tiny_clip, tmp_path, flags):
     model = fit(tiny_clip, tmp_path, ["hue", "shade"], [AdapterCheckpoint()], max_epochs=1, **flags)
     for task, live in zip(["hue", "shade"], model.adapters(), strict=True):

@@ -88,6 +88,7 @@ def test_sequence_first_and_no_adapter_give_what_torch_gives():
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:The model contains some adapter layers")  # PEFT's, of what is meant here
 def test_without_adapters_is_what_peft_does_without_them():
     model, x = wrapped(block()), torch.randn(3, 5, 8)
     model.base_model.model.c_fc.enable_adapters(False)

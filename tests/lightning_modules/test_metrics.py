@@ -95,6 +95,7 @@ def test_each_metric_equals_that_of_scikit_learn(metric, classes, reference):
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("predicted", [0, 1, None])
 @pytest.mark.parametrize("true", [0, 1, None])
+@pytest.mark.filterwarnings("ignore:A single label was found")  # scikit-learn's, of what is meant here
 def test_matthews_of_one_class_is_that_of_scikit_learn(classes, predicted, true):
     """A collapsed merge says one class always; that is no correlation."""
     generator = torch.Generator().manual_seed(1)
