@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL
 import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from datamodules.decoding import KEY_BYTES, DecodedImages, Images, decode, in_parallel, read_keys
@@ -39,7 +40,7 @@ class MappedImages:
 
     def __init__(self, folder: Path, lock: Any = None):
         self.folder = folder
-        self._pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+        self._pixels = open_memmap(folder / "pixels.npy", mode="r")
         if lock is not None:
             weakref.finalize(self, lock.close)
 
@@ -146,7 +147,7 @@ class ImageCache:
         sweep(self.folder / "keys")
         path = self.folder / "keys" / f"{_hash_of(source.stamp, len(source))}.npy"
         with contextlib.suppress(Exception):  # absent, damaged, or somebody else's: it is only a cache
-            found = np.load(path, mmap_mode="r")  # whatever size its header claims
+            found = open_memmap(path, mode="r")  # whatever size its header claims
             if found.shape == (len(source), KEY_BYTES) and found.dtype == np.uint8:
                 return np.array(found)
 

@@ -286,7 +286,7 @@ class LoRATasks(VariantTester):
         totals = steps_of_each(per_epoch, -1 if max_epochs is None else max_epochs, max_steps)
         warmup = {name: self.warmup_steps or round(self.warmup_ratio * total) for name, total in totals.items()}
         short = [name for name, total in totals.items() if total <= warmup[name]]
-        if short:
+        if short and not self.trainer.fast_dev_run:
             others = f", and those of {', '.join(short[1:])} neither" if short[1:] else ""
             rank_zero_warn(
                 f"task {short[0]}: warmup_steps is {warmup[short[0]]}, and the steps in all are {totals[short[0]]}: "

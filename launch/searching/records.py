@@ -67,7 +67,7 @@ class Record:
 
 
 class Records:
-    """All that a search has measured, in order.
+    """All that a search has measured; its files have one merge after the other, and each in its order.
 
     Args:
         folder: of the search.
@@ -118,9 +118,13 @@ class Records:
             "format": FORMAT,
             "identity": self.identity,
             "references": [asdict(score) for score in self.references],
-            "candidates": [{**asdict(one.candidate), **one.measured()} for one in self.records.values()],
+            "candidates": [{**asdict(one.candidate), **one.measured()} for one in self.by_merge()],
         }
         _write(self.folder / FILE, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
+
+    def by_merge(self) -> list[Record]:
+        """Return the records of one merge after those of the other: among merges, an interruption may change the order."""
+        return sorted(self.records.values(), key=lambda record: record.candidate.merge)
 
     def score(self, candidate: Candidate, metric: str) -> float:
         """Return the number that decides, minus infinity of a merge that failed.
@@ -160,7 +164,7 @@ class Records:
         settings = list(dict.fromkeys(name for record in self.records.values() for name in record.candidate.values))
         tasks = list(dict.fromkeys(score.task for score in self.references if score.task != "all"))
         rows = []
-        for number, record in enumerate(self.records.values(), 1):
+        for number, record in enumerate(self.by_merge(), 1):
             candidate, results = record.candidate, self.results(record.candidate)
             values = readable(candidate.values)
             given = [values.get(name) for name in settings]

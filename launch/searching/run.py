@@ -292,7 +292,7 @@ def _write_all(run: Run, mergers: Mapping[str, Merger], folder: Path) -> None:
             with atomic_write(folder / "plots" / f"search_{name}.png") as temporary:
                 temporary.write_bytes(images[name])
     rows = []
-    for one in (record.candidate for record in run.records.records.values() if not record.failed):
+    for one in (record.candidate for record in run.records.by_merge() if not record.failed):
         scores = {name: run.records.value(one, name) for name in run.metrics}
         known = {name: score for name, score in scores.items() if score is not None}
         rows.append((one.merge, readable(one.values), known))

@@ -18,11 +18,11 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from tensorboard.util import tensor_util
 
 # What two runs of one command may differ in, and nothing else: seconds, and peak memory.
-TIMES = ("seconds", "peak_bytes", "fit_seconds")
+TIMES = ("seconds", "peak_bytes", "expected_bytes", "fit_seconds")
 SERIES_TIMES = ("results",)  # of series.json: the hash of a results.json, which has times
 EVENT_FILES = "training_events"  # of a checkpoint: names of event files, which begin with a time, and their sizes
-# The same in words, as reports have them: "fit 3 s", "adaptation 1 min 02 s", "peak memory 617 MB".
-TIMES_IN_WORDS = re.compile(r"\b(?:fit|adaptation|test) (?:\d+ min )?[\d.]+ s\b|peak memory [\d.]+ [MG]B")
+# The same in words, as reports have them: "fit 3 s", "test under 0.1 s", "adaptation 1 min 02 s", "peak memory 617 MB".
+TIMES_IN_WORDS = re.compile(r"\b(?:fit|adaptation|test) (?:under )?(?:\d+ min )?[\d.]+ s\b|peak memory [\d.]+ [MG]B")
 
 
 def files_in(folder: Path) -> dict[str, Path]:

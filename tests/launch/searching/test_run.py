@@ -152,7 +152,7 @@ def test_an_interrupted_search_goes_on_with_nothing_measured_twice(run, measured
     half = json.loads((folder / "candidates.json").read_text())["candidates"]
     main([*words, "--test_after_fit", "false"])
     every = json.loads((folder / "candidates.json").read_text())["candidates"]
-    assert every[: len(half)] == half and 0 < len(half) < len(every)
+    assert all(one in every for one in half) and 0 < len(half) < len(every)
     shutil.copytree(run[0] / "adapters", tmp_path / "whole" / "adapters")
     own = list(measured)
     main([*words, "--test_after_fit", "false", "--trainer.default_root_dir", str(tmp_path / "whole")])
