@@ -123,7 +123,7 @@ class Records:
         _write(self.folder / FILE, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
 
     def by_merge(self) -> list[Record]:
-        """Return the records of one merge after those of the other: among merges, an interruption may change the order."""
+        """Return all, those of one merge after those of the other: an interruption may change how merges alternate."""
         return sorted(self.records.values(), key=lambda record: record.candidate.merge)
 
     def score(self, candidate: Candidate, metric: str) -> float:
