@@ -17,8 +17,8 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.util import tensor_util
 
-# What two runs of one command may differ in, and nothing else: seconds, and peak memory.
-TIMES = ("seconds", "peak_bytes", "fit_seconds")
+# What two runs of one command may differ in, and nothing else: seconds, and memory as measured or expected.
+TIMES = ("seconds", "peak_bytes", "expected_bytes", "fit_seconds")
 SERIES_TIMES = ("results",)  # of series.json: the hash of a results.json, which has times
 EVENT_FILES = "training_events"  # of a checkpoint: names of event files, which begin with a time, and their sizes
 # The same in words, as reports have them: "fit 3 s", "adaptation 1 min 02 s", "peak memory 617 MB".
