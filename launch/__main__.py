@@ -1,6 +1,6 @@
 """``python -m launch`` is ``sheetbend``."""
 
-from launch.cli import main
+from launch.cli import program
 
 if __name__ == "__main__":
-    main()
+    program()

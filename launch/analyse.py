@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from launch.cli import main  # noqa: E402  the path comes first
+from launch.cli import program  # noqa: E402  the path comes first
 
 if __name__ == "__main__":
-    main(["analyse", *sys.argv[1:]])
+    program(["analyse", *sys.argv[1:]])

@@ -10,19 +10,19 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from launch import interrupts
 from launch.commands import COMMANDS, command
+from launch.interrupts import INTERRUPTED
 
 PROGRAM = "sheetbend"
 USER_FAULT = 2
 LONGEST = 2000  # characters of a message
 EARLY = "\ninterrupted before the run began; nothing was lost, the same command starts again"
-INTERRUPTED = 130  # what shells report of a program that SIGINT ended
-TERMINATED = 143  # the same of SIGTERM
-BROKEN_PIPE = 141  # the same of SIGPIPE
+BROKEN_PIPE = 141  # what shells report of a program that SIGPIPE ended
 
 # Lightning's advice that does not hold here, by the start of its message.
 BENIGN_WARNINGS = (
@@ -57,6 +57,24 @@ FITTING = {
 }
 
 
+def program(args: Sequence[str] | None = None) -> None:
+    """Be the process of one command: `main`, with an end that Ctrl-C neither delays nor makes noisy.
+
+    Args:
+        args: words of the command line; those of the process by default.
+    """
+    signal.signal(signal.SIGINT, lambda *_: interrupts.leave(INTERRUPTED))  # just before the command, and after it
+    try:
+        main(args)
+    except SystemExit as stop:
+        if stop.code in interrupts.STATUS.values():
+            with contextlib.suppress(OSError):  # nobody reads
+                sys.stdout.flush()
+                sys.stderr.flush()
+            interrupts.leave(stop.code)  # Python would wait for threads, each in the middle of something
+        raise
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; exit with status 2 and one line for what the user can fix.
 
@@ -67,27 +85,29 @@ def main(args: Sequence[str] | None = None) -> None:
     _one_line_warnings()
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # a class_path may name a module of the user's own, beside the command
+    with interrupts.prompt():
+        _command(words)
+
+
+def _command(words: list[str]) -> None:
     try:
         if words in (["-h"], ["--help"]):
             print(_help(), end="")
+        elif words and words[0] in COMMANDS:
+            command(words[0])(words[1:])
         else:
-            with terminable():
-                if words and words[0] in COMMANDS:
-                    command(words[0])(words[1:])
-                else:
-                    _run(words)
+            _run(words)
     except BrokenPipeError:  # whoever reads has seen enough: `sheetbend inspect ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(BROKEN_PIPE) from None
     except OSError as error:
+        if interrupts.came():
+            raise
         if error.filename is None and error.errno == errno.ENOSPC:  # of what is printed
             fail("what is printed cannot be written: no space is left on its disk")
         if error.filename is None or error.strerror is None:
             raise
         fail(f"{error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        print(EARLY, flush=True)
-        raise SystemExit(INTERRUPTED) from None
 
 
 @contextlib.contextmanager
@@ -98,31 +118,14 @@ def interruptible() -> Iterator[None]:
         os.write(sys.stdout.fileno(), f"{EARLY}\n".encode())
         os._exit(INTERRUPTED)
 
-    with _handling(signal.SIGINT, leave):
-        yield
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does, so that what is half written is removed."""
-
-    def leave(*_: object) -> NoReturn:
-        raise SystemExit(TERMINATED)
-
-    with _handling(signal.SIGTERM, leave):
-        yield
-
-
-@contextlib.contextmanager
-def _handling(number: signal.Signals, handler: Callable[..., NoReturn]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
         yield
         return
-    before = signal.signal(number, handler)
+    before = signal.signal(signal.SIGINT, leave)
     try:
         yield
     finally:
-        signal.signal(number, before)
+        signal.signal(signal.SIGINT, before)
 
 
 def _help() -> str:

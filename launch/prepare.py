@@ -5,7 +5,7 @@ import sys
 # Before anything else is imported: files beside this one have names that the standard library has too.
 sys.path[0] = __file__.replace("\\", "/").rpartition("/")[0].rpartition("/")[0]
 
-from launch.cli import main  # noqa: E402  the path comes first
+from launch.cli import program  # noqa: E402  the path comes first
 
 if __name__ == "__main__":
-    main(["prepare", *sys.argv[1:]])
+    program(["prepare", *sys.argv[1:]])

@@ -10,7 +10,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from launch import cli
+from launch import interrupts
 from launch.yaml_text import load_yaml
 from mergers import SheetbendError
 from mergers.adapters.pickled import reason_to_refuse
@@ -196,11 +196,12 @@ class Interruption(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Print where the run stands."""
-        terminated = isinstance(exception, SystemExit) and exception.code == cli.TERMINATED
+        terminated = isinstance(exception, SystemExit) and exception.code == interrupts.TERMINATED
         if not terminated and not isinstance(exception, KeyboardInterrupt):
             return
         self.happened = not terminated
-        print(f"\n{'terminated' if terminated else 'interrupted'}: {self._kept(trainer)}", flush=True)
+        interrupts.listen()  # Lightning has switched Ctrl-C off, and may take its time to tidy up
+        interrupts.say(f"\n{'terminated' if terminated else 'interrupted'}: {self._kept(trainer)}")
 
     def _kept(self, trainer: Trainer) -> str:
         folder = Path(trainer.default_root_dir)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from launch.interrupts import INTERRUPTED
 from launch.locks import alone
 from mergers.errors import SheetbendError
 from mergers.files import atomic_write
@@ -21,7 +22,6 @@ if TYPE_CHECKING:  # `sheetbend merge` needs no Lightning
 FORMAT = 1
 FILE = "series.json"
 RESULTS = "results.json"
-INTERRUPTED = 130  # what shells report of a program that SIGINT ended
 # What a result does not depend on, or what every run of a series has of its own.
 UNIMPORTANT = (
     "config",

@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch import cli
+from launch import cli, interrupts
 from launch.commands.adapters import in_words_of_options, load, sources
 from launch.commands.words import Parser
 
@@ -77,8 +77,7 @@ def run(words: Sequence[str]) -> None:
     except SheetbendError as error:
         cli.fail(in_words_of_options(str(error)))
     except KeyboardInterrupt:
-        print(INTERRUPTED, flush=True)
-        raise SystemExit(cli.INTERRUPTED) from None
+        interrupts.stop(INTERRUPTED)
 
 
 def _run(options: Namespace, wanted: Sequence[Any]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from launch import cli
+from launch import cli, interrupts
 from launch.commands.adapters import Source, in_words_of_options, load, local_paths, sources
 from launch.commands.seeded import check_options, merge_each
 from launch.commands.words import Layer, Parser, as_words, file_words, flag, spelled, split_steps, stacked, whole_number
@@ -136,8 +136,7 @@ def run(words: Sequence[str]) -> None:
             raise
         cli.fail(OUT_OF_MEMORY)
     except KeyboardInterrupt:
-        print(INTERRUPTED, flush=True)
-        raise SystemExit(cli.INTERRUPTED) from None
+        interrupts.stop(INTERRUPTED)
 
 
 def _field_names() -> list[str]:

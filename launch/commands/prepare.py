@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch import cli
+from launch import cli, interrupts
 from launch.commands.words import Parser, flag, spelled
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def run(words: Sequence[str]) -> None:
     except SheetbendError as error:
         cli.fail(str(error))
     except KeyboardInterrupt:
-        print(INTERRUPTED, flush=True)
-        raise SystemExit(cli.INTERRUPTED) from None
+        interrupts.stop(INTERRUPTED)
 
 
 def _run(options: Namespace, configured: "ConfigurationOnly") -> None:

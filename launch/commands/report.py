@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import cli
+from launch import cli, interrupts
 from launch.commands.words import Parser
 
 DESCRIPTION = """\
@@ -51,8 +51,7 @@ def run(words: Sequence[str]) -> None:
     except SheetbendError as error:
         cli.fail(str(error))
     except KeyboardInterrupt:
-        print(INTERRUPTED, flush=True)
-        raise SystemExit(cli.INTERRUPTED) from None
+        interrupts.stop(INTERRUPTED)
     if "quiet" not in options:
         pictures = len(written) - 2
         print(f"{written[0]}: {pictures} picture{'s' * (pictures != 1)} in {output / 'plots'}")

@@ -47,7 +47,7 @@ def test_what_is_half_written_is_removed_when_the_process_is_terminated(tmp_path
     before = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with pytest.raises(SystemExit) as stop, cli.terminable(), atomic_folder(tmp_path / "merged") as folder:
+        with pytest.raises(SystemExit) as stop, interrupts.prompt(), atomic_folder(tmp_path / "merged") as folder:
             (folder / "weights").write_text("half")
             os.kill(os.getpid(), signal.SIGTERM)
         assert stop.value.code == 143

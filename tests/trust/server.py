@@ -5,6 +5,7 @@ that the commands need, and each run is a fork of it, which is the same to the c
 environment, and can be killed. `Server` is the side of the tests; ``python -m tests.trust.server`` is the other.
 """
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -13,6 +14,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE = 120.0  # seconds after which a command counts as one that does not end
+DEADLINE = 15.0  # seconds after which a command counts as one that does not end
+PROMPT = 2.0  # seconds in which a command ends that is interrupted
 # What Python says before it changes a file system.
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -37,6 +40,10 @@ class Job:
         setup: ``module:function`` that is called first, with the folder.
         kill_after: seconds after which SIGKILL ends it; none: it may go on to its end.
         kill_before: number of the change of the file system below ``folder`` before which SIGKILL ends it, from 0.
+        interrupt_after: seconds of the command's own work after which SIGINT goes to it and to its workers, as a terminal
+            sends it.
+        interrupt_before: number of the change of the file system before which SIGINT goes to them.
+        interrupt_again: seconds after which another SIGINT follows.
         act_before: (number of a change, ``module:function``) that is called with the folder before that change.
         user: number of the user and group that it runs as; by default those of the tests.
     """
@@ -47,6 +54,9 @@ class Job:
     setup: str | None = None
     kill_after: float | None = None
     kill_before: int | None = None
+    interrupt_after: float | None = None
+    interrupt_before: int | None = None
+    interrupt_again: float | None = None
     act_before: tuple[int, str] | None = None
     user: int | None = None
 
@@ -62,6 +72,8 @@ class Ended:
         err: what it printed to stderr.
         changes: what it changed below its folder, in order, such as ``os.rename run/.a.x run/a``.
         units: what it has worked on, as ``setup`` notes it by `note`, such as one line a step of training.
+        waited: seconds from the last SIGINT to its end; none if it had ended before.
+        alive: processes that it has left behind: those that lived `PROMPT` after SIGINT, or as it ended.
     """
 
     status: int
@@ -70,6 +82,8 @@ class Ended:
     err: str
     changes: tuple[str, ...]
     units: tuple[str, ...]
+    waited: float | None
+    alive: tuple[str, ...]
 
     @property
     def killed(self) -> bool:
@@ -97,7 +111,7 @@ class Server:
         self._process.stdin.write(json.dumps(given) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
-        return Ended(**answer | {name: tuple(answer[name]) for name in ("changes", "units")})
+        return Ended(**answer | {name: tuple(answer[name]) for name in ("changes", "units", "alive")})
 
     def close(self) -> None:
         """End the process."""
@@ -118,14 +132,27 @@ def serve() -> None:
         scratch.mkdir(exist_ok=True)
         scratch.chmod(0o777)  # the command may run as another user
         (scratch / "units").unlink(missing_ok=True)
+        (scratch / "interrupted").unlink(missing_ok=True)
         began = time.monotonic()
+        ready, begins = os.pipe()
         child = os.fork()
         if child == 0:
-            _run(job, folder, scratch)
+            os.close(ready)
+            _run(job, folder, scratch, begins)
+        os.close(begins)
+        if job["interrupt_after"] is not None and os.read(ready, 1):  # before that it is not the command's own work
+            _interrupt(child, scratch, job["interrupt_after"])
+        if job["interrupt_again"] is not None:
+            _interrupt_again(child, scratch, job["interrupt_again"])
         status = _wait(child, job["kill_after"])
+        ended = time.monotonic()
+        os.close(ready)
+        signalled = float(_text(scratch / "interrupted") or "nan")
+        alive = _alive(child, until=signalled + PROMPT)
         with contextlib.suppress(ProcessLookupError):  # workers of its own, if any
             os.killpg(child, signal.SIGKILL)
-        answer: dict[str, Any] = {"status": status, "seconds": time.monotonic() - began}
+        answer: dict[str, Any] = {"status": status, "seconds": ended - began, "alive": alive}
+        answer["waited"] = None if signalled != signalled else ended - signalled
         answer |= {name: _text(scratch / name) for name in ("out", "err")}
         answer |= {name: _text(scratch / name).splitlines() for name in ("changes", "units")}
         print(json.dumps(answer), file=answers, flush=True)
@@ -189,13 +216,47 @@ def _wait(child: int, seconds: float | None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def _interrupt(child: int, scratch: Path, seconds: float) -> None:
+    """Send SIGINT to a command and its workers after so many seconds, unless it has ended."""
+    handle = os.pidfd_open(child)
+    if not select.select([handle], [], [], seconds)[0]:
+        (scratch / "interrupted").write_text(str(time.monotonic()))
+        os.killpg(child, signal.SIGINT)
+    os.close(handle)
+
+
+def _interrupt_again(child: int, scratch: Path, seconds: float) -> None:
+    """Send another SIGINT so many seconds after the first, which the command may send to itself."""
+    handle = os.pidfd_open(child)
+    while not (scratch / "interrupted").exists() and not select.select([handle], [], [], 0.01)[0]:
+        pass
+    os.close(handle)
+    _interrupt(child, scratch, seconds)
+
+
+def _alive(session: int, until: float) -> list[str]:
+    """Return the processes of a session, with what they are; wait so long for none to be left."""
+    while True:
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if entry.name.isdecimal():
+                    name, _, numbers = (entry / "stat").read_text().rpartition(")")
+                    state, _, _, own = numbers.split()[:4]
+                    if int(own) == session and state not in "ZX":  # ended, whether or not anybody has noticed
+                        found.append(f"{name}) {(entry / 'cmdline').read_bytes().decode()}")
+        if not found or not time.monotonic() < until:
+            return found
+        time.sleep(0.01)
+
+
 def _leads(child: int) -> bool:
     with contextlib.suppress(ProcessLookupError):
         return os.getpgid(child) == child
     return False
 
 
-def _run(job: Mapping[str, Any], folder: Path, scratch: Path) -> None:
+def _run(job: Mapping[str, Any], folder: Path, scratch: Path, begins: int) -> None:
     """Be the command; does not return."""
     os.setsid()
     for number, name in ((0, os.devnull), (1, scratch / "out"), (2, scratch / "err")):
@@ -209,14 +270,15 @@ def _run(job: Mapping[str, Any], folder: Path, scratch: Path) -> None:
     try:
         if job["setup"]:
             _named(job["setup"])(folder)
-        _watch(folder, os.open(scratch / "changes", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), job)
+        _watch(folder, scratch, job)
         if job["user"] is not None:
             os.setgroups([])
             os.setgid(job["user"])
             os.setuid(job["user"])
-        from launch.cli import main
+        from launch.cli import program
 
-        main(job["words"])
+        os.write(begins, b"!")
+        program(job["words"])
         status = 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
@@ -224,6 +286,8 @@ def _run(job: Mapping[str, Any], folder: Path, scratch: Path) -> None:
         import traceback
 
         traceback.print_exc()
+    threading._shutdown()  # as the interpreter does: whatever waits for threads or workers takes its time here
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -234,13 +298,15 @@ def _named(place: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _watch(folder: Path, log: int, job: Mapping[str, Any]) -> None:
+def _watch(folder: Path, scratch: Path, job: Mapping[str, Any]) -> None:
     """Note every change below ``folder`` before it is made; end the process, or act, at the one that is asked for."""
+    log = os.open(scratch / "changes", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     prefix, count = f"{folder}/", 0
     number, action = job["act_before"] or (None, None)
+    interrupt = job["interrupt_before"]
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal count, number
+        nonlocal count, number, interrupt
         if event == "open":
             if not isinstance(arguments[2], int) or not arguments[2] & WRITING:
                 return
@@ -254,6 +320,10 @@ def _watch(folder: Path, log: int, job: Mapping[str, Any]) -> None:
             return
         if count == job["kill_before"]:
             os.kill(os.getpid(), signal.SIGKILL)
+        if count == interrupt:
+            interrupt = None
+            (scratch / "interrupted").write_text(str(time.monotonic()))
+            os.killpg(0, signal.SIGINT)
         if count == number:
             number = None
             _named(action)(folder)
