@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
+from launch.processes import is_first
+
 INTERRUPTED = 130  # what shells report of a program that SIGINT ended
 TERMINATED = 143  # the same of SIGTERM
 STATUS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
@@ -50,7 +52,8 @@ def prompt() -> Iterator[None]:
     some library swallows the KeyboardInterrupt. Files are safe: they come into being as if SIGKILL could come any time.
     """
     global _watch
-    if _watch is not None or threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+    nested = _watch is not None
+    if nested or threading.current_thread() is not threading.main_thread():  # only there can handlers be set
         yield
         return
     watch = _watch = _Watch()
@@ -93,11 +96,9 @@ def came() -> bool:
 
 
 def say(message: str) -> None:
-    """Print what is kept, unless that was said; more Ctrl-C says nothing."""
-    if _watch is None or not _watch.said:
+    """Print what is kept, unless that was said; of several processes the first says it."""
+    if _speaks(_watch):
         print(message, flush=True)
-    if _watch is not None:
-        _watch.said = True
 
 
 def stop(message: str) -> NoReturn:
@@ -136,10 +137,18 @@ def _end_in_time(watch: _Watch, reading: int) -> None:
 
 
 def _say_untidy(watch: _Watch) -> None:
-    if not watch.said:
-        watch.said = True
+    if _speaks(watch):
         with contextlib.suppress(OSError, ValueError):  # nobody reads
             os.write(sys.stdout.fileno(), f"{UNTIDY}\n".encode())
+
+
+def _speaks(watch: _Watch | None) -> bool:
+    """Return whether what is kept is still to be said, which it is from then on."""
+    if watch is not None and watch.said:
+        return False
+    if watch is not None:
+        watch.said = True
+    return is_first()  # a terminal sends Ctrl-C to every process
 
 
 def _quiet_about_interrupts(hook):

@@ -329,7 +329,27 @@ ADAPTED = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name in ADAPTED or name not in ADAPTATIONS])
+# One of each model, one of each kind of adaptation; the others differ from them in numbers.
+FAST = {
+    "adamerging_vit_l14_8",
+    "adarank_gpt2_ta",
+    "adarank_vit_b32_20_cart",
+    "glue_roberta",
+    "knots_llama3_8b_published",
+    "knots_vit_b32",
+    "star_flan_t5_large",
+    "star_mistral_7b",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in FAST else pytest.mark.slow)
+        for name in EXPERIMENTS
+        if name in ADAPTED or name not in ADAPTATIONS
+    ],
+)
 @pytest.mark.filterwarnings("ignore:hardly a mask can change")  # in two steps
 def test_an_experiment_runs_on_stand_ins(name, backbones, roots, tmp_path):
     parts = parts_of(name)
@@ -371,6 +391,7 @@ def test_an_experiment_runs_on_stand_ins(name, backbones, roots, tmp_path):
         assert {row["variant"] for row in results["scores"] if row["task"] == task} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:hardly a mask can change")  # in two steps
 def test_the_quickstart_adapts_adapters_that_fit_has_left(tmp_path):
     """One file says how adapters are trained and how their merge is learned."""

@@ -11,6 +11,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from launch.processes import is_first
+
 #: Called as work goes on: what is being done, how many modules are done, of how many.
 Report = Callable[[str, int, int], None]
 
@@ -26,7 +28,7 @@ def console(quiet: bool = False) -> Console:
 
 def say(text: str) -> None:
     """Print a line at once, on the first of several processes."""
-    if _first():
+    if is_first():
         print(text, flush=True)
 
 
@@ -34,13 +36,9 @@ def show(screen: Console, what: RenderableType) -> None:
     """Print something without the blanks that fill its lines up."""
     with screen.capture() as captured:
         screen.print(what)
-    if not screen.quiet and _first():
+    if not screen.quiet and is_first():
         screen.file.write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
         screen.file.flush()
-
-
-def _first() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == "0"  # which Lightning gives to the processes that it starts
 
 
 def table(*columns: str, left: int = 1) -> Table:

@@ -164,6 +164,7 @@ def test_checkpoints_and_early_stopping_of_training_are_left_to_it(run, tmp_path
     assert (run[0] / FOLDER / "checkpoints" / "last.ckpt").is_file()
 
 
+@pytest.mark.slow
 def test_lengths_of_training_are_left_to_it(run, capsys):
     """And what would begin each window with the same batches is not done."""
     learned = []
@@ -209,6 +210,7 @@ def test_hardly_a_mask_can_change_in_few_small_steps(run):
         main([*run[1], "--test_after_fit", "false", "--adaptation.learning_rate", "1e-3"])
 
 
+@pytest.mark.slow
 def test_the_script_adapts_to_validation_data_without_a_caveat(run):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "launch" / "adapt.py"), *run[1][1:], "--adaptation.adapt_on", "val"]

@@ -252,8 +252,8 @@ def test_sigterm_ends_a_test_at_once_and_says_so(config, monkeypatch, capsys):
 
 def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(config, tiny_clip, tmp_path):
     whole = tmp_path / "whole"
-    main(["fit", "--config", config, "--trainer.max_epochs", "30", "--trainer.default_root_dir", str(whole)])
-    words = ["fit", "--config", config, "--trainer.max_epochs", "30"]
+    main(["fit", "--config", config, "--trainer.max_epochs", "12", "--trainer.default_root_dir", str(whole)])
+    words = ["fit", "--config", config, "--trainer.max_epochs", "12"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "launch", *words],
@@ -417,7 +417,10 @@ def test_adapters_of_another_base_or_none_are_refused_in_test(fitted, tmp_path, 
     assert "train first with `sheetbend fit`" in refused(capsys, "test", "--config", config)
 
 
-@pytest.mark.parametrize("script", ["fit", "validate", "test"])
+SLOW = pytest.mark.slow  # each takes seconds to import all that it names
+
+
+@pytest.mark.parametrize("script", ["fit", pytest.param("validate", marks=SLOW), pytest.param("test", marks=SLOW)])
 def test_scripts_work_from_any_folder(script, tmp_path):
     command = [sys.executable, str(ROOT / "launch" / f"{script}.py"), "--help"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from launch import cli
+from launch import cli, interrupts
 from launch.commands.merge import parser
 from launch.commands.steps import build_merger
 from launch.commands.words import as_words, file_words, split_steps

@@ -12,6 +12,7 @@ from tests.lightning_modules.training import QUIET, module
 from tests.stand_ins import TASKS, StandIns
 
 FLAGS = {**QUIET, "num_sanity_val_steps": 0, "enable_checkpointing": False, "use_distributed_sampler": False}
+SHORT = pytest.mark.filterwarnings("ignore:.*its learning rate never reaches its peak")  # in so few steps
 
 
 class Uneven(StandIns):
@@ -97,6 +98,7 @@ def assert_one_stopped_first(report):
     ],
     ids=str,
 )
+@SHORT
 def test_two_processes_train_what_one_with_twice_the_batch_trains(tiny_clip, tmp_path, flags):
     (one,) = run(tiny_clip, tmp_path / "one", 1, **flags)
     two = run(tiny_clip, tmp_path / "two", 2, **flags)
@@ -164,6 +166,7 @@ def test_a_task_with_fewer_examples_than_processes_is_refused(tiny_clip):
     ],
     ids=str,
 )
+@SHORT
 def test_a_trainer_that_would_count_wrong_is_refused(tiny_clip, tmp_path, flags, expected):
     flags = FLAGS | {"strategy": AdapterDDP(start_method="fork"), "max_epochs": 1} | flags
     trainer = Trainer(default_root_dir=tmp_path, devices=2, **flags)

@@ -40,8 +40,8 @@ class Job:
         setup: ``module:function`` that is called first, with the folder.
         kill_after: seconds after which SIGKILL ends it; none: it may go on to its end.
         kill_before: number of the change of the file system below ``folder`` before which SIGKILL ends it, from 0.
-        interrupt_after: seconds of the command's own work after which SIGINT goes to it and to its workers, as a terminal
-            sends it.
+        interrupt_after: seconds of the command's own work after which SIGINT goes to it and to its workers, as a
+            terminal sends it.
         interrupt_before: number of the change of the file system before which SIGINT goes to them.
         interrupt_again: seconds after which another SIGINT follows.
         act_before: (number of a change, ``module:function``) that is called with the folder before that change.
@@ -148,10 +148,10 @@ def serve() -> None:
         ended = time.monotonic()
         os.close(ready)
         signalled = float(_text(scratch / "interrupted") or "nan")
-        alive = _alive(child, until=signalled + PROMPT)
+        left = alive(child, until=signalled + PROMPT)
         with contextlib.suppress(ProcessLookupError):  # workers of its own, if any
             os.killpg(child, signal.SIGKILL)
-        answer: dict[str, Any] = {"status": status, "seconds": ended - began, "alive": alive}
+        answer: dict[str, Any] = {"status": status, "seconds": ended - began, "alive": left}
         answer["waited"] = None if signalled != signalled else ended - signalled
         answer |= {name: _text(scratch / name) for name in ("out", "err")}
         answer |= {name: _text(scratch / name).splitlines() for name in ("changes", "units")}
@@ -234,7 +234,7 @@ def _interrupt_again(child: int, scratch: Path, seconds: float) -> None:
     _interrupt(child, scratch, seconds)
 
 
-def _alive(session: int, until: float) -> list[str]:
+def alive(session: int, until: float) -> list[str]:
     """Return the processes of a session, with what they are; wait so long for none to be left."""
     while True:
         found = []

@@ -55,7 +55,7 @@ def test_a_merge_has_the_same_bytes_however_it_is_made(name, adapters, threads, 
     assert {file: (tmp_path / "merged" / file).read_bytes() for file in FILES} == expected
 
 
-@pytest.mark.parametrize("preset", ["knots-dare-ties", "della"])
+@pytest.mark.parametrize("preset", ["knots-dare-ties", pytest.param("della", marks=pytest.mark.slow)])
 def test_processes_of_their_own_make_the_same_bytes(preset, adapters, tmp_path):
     """Other hash seeds, threads from the environment, and the cache as the process before has left it."""
     names = []
@@ -74,6 +74,7 @@ def test_processes_of_their_own_make_the_same_bytes(preset, adapters, tmp_path):
     assert len(found) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*worker processes in total")  # more than this machine has cores
 def test_fit_and_test_do_not_depend_on_workers(tiny_clip, tmp_path):
     found = []
     for workers in (0, 1, 3):

@@ -1,24 +1,79 @@
-"""Ctrl-C at random moments: a prompt end, one short message, nothing half-written, and the same command goes on."""
+"""Ctrl-C ends a command soon, with one short message and nothing half-written; what a command took it gives back."""
 
+import contextlib
+import gc
+import multiprocessing
+import os
 import random
+import signal
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from launch.cli import main
+from tests.launch.test_cli import CONFIG
 from tests.trust.kills import reference
-from tests.trust.server import PROMPT
+from tests.trust.server import PROMPT, Ended, alive
 from tests.trust.snapshots import differences, half_written
 from tests.trust.works import WORKS, start
 
+ROOT = Path(__file__).resolve().parents[2]
+HERE = "tests.trust.test_resources"
 INTERRUPTED = 130
-LINES = 3  # of the message, on a terminal 80 wide
-MOMENTS = 8
-FEW = {"merge": 4, "merge --seeds": 3, "test": 2, "report": 2, "prepare": 2, "fit, workers": 1}
+MOMENTS = 20
+FEW = {"merge": 3, "fit, workers": 1}  # so many that the fast suite stays fast
+SAME = ("merge --overwrite", "fit, max_steps at an epoch's end")  # other commands in this
 TWO_WORKERS = ("--data.num_workers", "2")
-COMMANDS = {
-    **{name: WORKS[name] for name in WORKS if name not in ("merge --overwrite", "fit, max_steps at an epoch's end")},
-    **{f"{name}, workers": replace(WORKS[name], name=f"{name}, workers", words=(*WORKS[name].words, *TWO_WORKERS)) for name in ("fit", "test", "search", "adapt")},
+WITH_WORKERS = ("fit", "test", "search", "adapt")
+COMMANDS = {name: work for name, work in WORKS.items() if name not in SAME} | {
+    f"{name}, workers": replace(WORKS[name], name=f"{name}, workers", words=(*WORKS[name].words, *TWO_WORKERS))
+    for name in WITH_WORKERS
 }
+ENDING = 0.05  # seconds; a command that ends in them with success had ended before it heard
+ORPHANED = 8.0  # seconds in which workers end whose process was killed: PyTorch's look for it every 5 s
+
+
+# In the processes of the commands.
+
+
+def deaf(folder):
+    """Let a merge swallow Ctrl-C for a minute, as a long computation does."""
+    import mergers.output
+
+    def save_merged(*_, **__):
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            with contextlib.suppress(KeyboardInterrupt):
+                time.sleep(60)
+
+    mergers.output.save_merged = save_merged
+
+
+def stray(folder):
+    """Leave a process behind."""
+    subprocess.Popen(["sleep", "60"])
+
+
+def fails_in_training(folder):
+    """Let the second step of a training fail."""
+    from lightning_modules import LoRATasks
+
+    whole = LoRATasks.training_step
+
+    def training_step(self, *args):
+        if self.global_step == 1:
+            raise ValueError("broken")
+        return whole(self, *args)
+
+    LoRATasks.training_step = training_step
+
+
+# The tests.
 
 
 def moments(name, whole, count):
@@ -31,8 +86,8 @@ def moments(name, whole, count):
             yield {"interrupt_after": generator.uniform(0, whole.ended.seconds)}
 
 
-def wrong(ended):
-    """Return what is wrong with the end of a command that was interrupted."""
+def wrong(ended, usual):
+    """Return what is wrong with the end of a command that was interrupted; ``usual`` it prints to stderr anyway."""
     faults = []
     if ended.status != INTERRUPTED:
         faults.append(f"it ended with {ended.status}")
@@ -40,7 +95,8 @@ def wrong(ended):
         faults.append(f"it took {ended.waited:.1f} s to end")
     if ended.alive:
         faults.append(f"left alive: {ended.alive}")
-    if ended.err.strip() or "Traceback" in ended.out or ended.out.count("interrupted") > 1:
+    noise = set(ended.err.splitlines()) - set(usual.splitlines())
+    if noise or "Traceback" in ended.out or ended.out.count("interrupted") > 1:
         faults.append(f"it said {ended.out[-500:]!r} {ended.err[-3000:]!r}")
     return faults
 
@@ -49,11 +105,11 @@ def interrupt(server, work, base, whole, moment):
     """Interrupt a command at a moment; return how it ended."""
     folder = start(work, base)
     ended = server.run(work.job(folder, **moment))
-    while ended.waited is None or (ended.status == 0 and "interrupt_after" in moment and ended.waited < 0.05):  # this time it was faster
-        moment["interrupt_after"] *= 0.8
+    while ended.waited is None or (ended.status == 0 and "interrupt_after" in moment and ended.waited < ENDING):
+        moment["interrupt_after"] *= 0.8  # this time it was faster
         folder = start(work, base)
         ended = server.run(work.job(folder, **moment))
-    faults = wrong(ended) + [f"half-written: {line}" for line in half_written(folder)]
+    faults = wrong(ended, whole.ended.err) + [f"half-written: {line}" for line in half_written(folder)]
     again = server.run(work.job(folder))
     if again.status:
         faults.append(f"the command given again ends with {again.status}: {(again.err or again.out)[-500:]}")
@@ -79,7 +135,95 @@ def interrupted(server, base, tally):
     return run
 
 
+@pytest.mark.parametrize("name", FEW)
+def test_ctrl_c_at_a_few_moments(interrupted, name):
+    interrupted(name, FEW[name])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_ctrl_c_at_many_moments(interrupted, name):
     interrupted(name, MOMENTS)
+
+
+@pytest.mark.parametrize(("again", "longest"), [(None, PROMPT), (0.3, 0.3)])
+def test_what_does_not_hear_ctrl_c_is_ended_and_at_a_second_one_at_once(server, base, again, longest):
+    work = replace(WORKS["merge"], setup=f"{HERE}:deaf")
+    folder = start(work, base)
+    before = sorted(folder.rglob("*"))
+    ended = server.run(work.job(folder, interrupt_after=1.0, interrupt_again=again))
+    assert not wrong(ended, "")
+    assert ended.waited < longest
+    assert "give the same command again" in ended.out
+    assert [path for path in sorted(folder.rglob("*")) if path not in before and path.is_file()] == []
+
+
+def test_the_harness_sees_what_is_wrong(server, base):
+    fine = Ended(INTERRUPTED, 1.0, "\ninterrupted: kept\n", "usual\n", (), (), 0.2, ())
+    assert wrong(fine, "usual\n") == []
+    for fault in (
+        {"status": 0},
+        {"waited": PROMPT + 0.1},
+        {"alive": ("sleep",)},
+        {"err": "usual\nTraceback\n"},
+        {"out": "interrupted\ninterrupted\n"},
+    ):
+        assert len(wrong(replace(fine, **fault), "usual\n")) == 1
+    work = replace(WORKS["merge"], setup=f"{HERE}:stray")
+    ended = server.run(work.job(start(work, base)))
+    assert ended.status == 0
+    assert ["sleep" in one for one in ended.alive] == [True]
+
+
+def test_workers_end_with_a_run_that_fails(server, base):
+    work = replace(COMMANDS["fit, workers"], setup=f"{HERE}:fails_in_training")
+    ended = server.run(work.job(start(work, base)))
+    assert ended.status == 1
+    assert "ValueError: broken" in ended.err
+    assert ended.alive == ()
+
+
+def _held():
+    """Return what a process holds: files, threads, children."""
+    gc.collect()
+    files = len([*Path("/proc/self/fd").iterdir()])
+    return files, threading.active_count(), len(multiprocessing.active_children())
+
+
+def test_commands_in_one_process_give_back_what_they_took(tiny_clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SHEETBEND_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "in.yaml").write_text(CONFIG.format(model=tiny_clip, root=tmp_path / "run"))
+    config = ["--config", str(tmp_path / "in.yaml"), *TWO_WORKERS, "--trainer.max_epochs", "1"]
+    adapters = [str(tmp_path / "run" / "adapters" / name) for name in ("hue", "shade")]
+    held = []
+    for _ in range(4):
+        main(["fit", *config, "--overwrite", "true"])
+        main(["test", *config, "--overwrite", "true"])
+        main(["merge", "--adapters", *adapters, "--output", str(tmp_path / "merged"), "--overwrite"])
+        held.append(_held())
+    assert held[1] == held[2] == held[3]  # what the first one keeps are the pools of libraries
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", [os.killpg, os.kill])
+def test_ctrl_c_ends_two_processes(tiny_clip, tmp_path, whom):
+    """It comes to all from a terminal, and to the first alone from a scheduler."""
+    (tmp_path / "in.yaml").write_text(CONFIG.format(model=tiny_clip, root=tmp_path / "run"))
+    options = ["--trainer.devices", "2", "--trainer.max_epochs", "300", "--data.num_workers", "1"]
+    command = [sys.executable, "-m", "launch", "fit", "--config", str(tmp_path / "in.yaml"), *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+        run = subprocess.Popen(command, stdout=out, stderr=err, env=environment, cwd=ROOT, start_new_session=True)
+    try:
+        while "epoch 1/" not in (tmp_path / "out").read_text():
+            assert run.poll() is None, (tmp_path / "err").read_text()
+            time.sleep(0.1)
+        whom(run.pid, signal.SIGINT)
+        began = time.monotonic()
+        assert run.wait(PROMPT) == INTERRUPTED
+        assert alive(run.pid, until=began + (PROMPT if whom is os.killpg else ORPHANED)) == []
+        assert (tmp_path / "out").read_text().count("interrupted") == 1
+        assert "Traceback" not in (tmp_path / "err").read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)

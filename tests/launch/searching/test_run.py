@@ -130,7 +130,7 @@ def test_what_was_measured_is_what_validate_measures(run, tmp_path, capsys):
     assert shown[1:3] == own
 
 
-@pytest.mark.parametrize("strategy", ["grid", "one_at_a_time", "optuna"])
+@pytest.mark.parametrize("strategy", ["grid", pytest.param("one_at_a_time", marks=pytest.mark.slow), "optuna"])
 def test_an_interrupted_search_goes_on_with_nothing_measured_twice(run, measured, strategy, tmp_path, capsys):
     if strategy == "optuna":
         pytest.importorskip("optuna")
