@@ -91,6 +91,7 @@ def here(monkeypatch):
     monkeypatch.setattr(Bench, "_timed", run)
 
 
+@pytest.mark.slow
 def test_all_ways_agree(here, tmp_path, capsys):
     update = Evaluator.update
     words = ["--cases", "pictures", "--tower", "tiny", "--pictures", "12", "--variants", "2", "--runs", "1"]

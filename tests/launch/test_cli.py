@@ -250,6 +250,7 @@ def test_sigterm_ends_a_test_at_once_and_says_so(config, monkeypatch, capsys):
     assert "terminated: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(config, tiny_clip, tmp_path):
     whole = tmp_path / "whole"
     main(["fit", "--config", config, "--trainer.max_epochs", "12", "--trainer.default_root_dir", str(whole)])

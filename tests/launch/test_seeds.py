@@ -94,6 +94,7 @@ def test_a_finished_series_is_shown_and_nothing_is_run_again(trained, started, c
     assert "mean ± sample standard deviation over 2 seeds (0, 1)" in printed
 
 
+@pytest.mark.slow
 def test_what_changed_is_run_again_and_a_further_seed_alone(trained, started, capsys, tmp_path):
     root, words = trained
     test = ["test", *words, "--model.adapters", str(root / "seed-{seed}" / "adapters"), "--trainer.default_root_dir"]

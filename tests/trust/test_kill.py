@@ -7,7 +7,7 @@ from tests.trust.works import WORKS
 
 MOMENTS = 50
 # So many that the fast suite stays fast.
-FEW = {"merge": 4, "merge --overwrite": 2, "merge --seeds": 2, "fit": 1, "search": 1, "adapt": 1, "prepare": 1}
+FEW = {"merge": 4, "merge --overwrite": 2, "merge --seeds": 2, "fit": 1, "prepare": 1}
 
 
 @pytest.fixture

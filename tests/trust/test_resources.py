@@ -196,12 +196,12 @@ def test_commands_in_one_process_give_back_what_they_took(tiny_clip, tmp_path, m
     config = ["--config", str(tmp_path / "in.yaml"), *TWO_WORKERS, "--trainer.max_epochs", "1"]
     adapters = [str(tmp_path / "run" / "adapters" / name) for name in ("hue", "shade")]
     held = []
-    for _ in range(4):
+    for _ in range(3):
         main(["fit", *config, "--overwrite", "true"])
         main(["test", *config, "--overwrite", "true"])
         main(["merge", "--adapters", *adapters, "--output", str(tmp_path / "merged"), "--overwrite"])
         held.append(_held())
-    assert held[1] == held[2] == held[3]  # what the first one keeps are the pools of libraries
+    assert held[1] == held[2]  # what the first one keeps are the pools of libraries
 
 
 @pytest.mark.slow
