@@ -63,7 +63,8 @@ def program(args: Sequence[str] | None = None) -> None:
     Args:
         args: words of the command line; those of the process by default.
     """
-    signal.signal(signal.SIGINT, lambda *_: interrupts.leave(INTERRUPTED))  # just before the command, and after it
+    if not interrupts.ignored(signal.SIGINT):
+        signal.signal(signal.SIGINT, lambda *_: interrupts.leave(INTERRUPTED))  # just before the command, and after it
     try:
         main(args)
     except SystemExit as stop:
@@ -118,7 +119,8 @@ def interruptible() -> Iterator[None]:
         os.write(sys.stdout.fileno(), f"{EARLY}\n".encode())
         os._exit(INTERRUPTED)
 
-    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+    main_thread = threading.current_thread() is threading.main_thread()  # only there can handlers be set
+    if not main_thread or interrupts.ignored(signal.SIGINT):
         yield
         return
     before = signal.signal(signal.SIGINT, leave)

@@ -24,10 +24,16 @@ class _Watch:
     def __init__(self) -> None:
         self.came: int | None = None  # the first signal
         self.said = False  # what is kept
+        self.deaf = ignored(signal.SIGINT)
         self.ended = threading.Event()
 
 
 _watch: _Watch | None = None
+
+
+def ignored(number: int) -> bool:
+    """Return whether a signal is ignored, as shells have it for what a script starts in the background."""
+    return signal.getsignal(number) == signal.SIG_IGN
 
 
 def _forget() -> None:
@@ -61,10 +67,12 @@ def prompt() -> Iterator[None]:
     os.set_blocking(writing, False)
     thread = threading.Thread(target=_end_in_time, args=(watch, reading), name="interrupts", daemon=True)
     thread.start()
-    handlers = {number: signal.signal(number, _handle) for number in STATUS}
     wakeup, hook = signal.set_wakeup_fd(writing, warn_on_full_buffer=False), sys.unraisablehook
     sys.unraisablehook = _quiet_about_interrupts(hook)
+    handlers = {number: signal.getsignal(number) for number in STATUS if not ignored(number)}
     try:
+        for number in handlers:
+            signal.signal(number, _handle)
         yield
         if came():  # some library has swallowed it
             stop(UNTIDY)
@@ -86,7 +94,7 @@ def prompt() -> Iterator[None]:
 
 def listen() -> None:
     """Let a second Ctrl-C end the process again, after Lightning has switched it off."""
-    if _watch is not None:
+    if _watch is not None and not _watch.deaf:
         signal.signal(signal.SIGINT, _handle)
 
 

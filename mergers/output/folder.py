@@ -233,7 +233,8 @@ def check_target(path: Path, inputs: Sequence[str | Path] = ()) -> None:
         SheetbendError: Something else stands there.
     """
     try:
-        path.resolve()
+        if path.resolve().is_symlink():  # from Python 3.13 on, that is how a link to itself is told
+            raise RuntimeError(f"Symlink loop from {str(path)!r}")
     except (RuntimeError, ValueError) as error:  # a link to itself, or a name that no file can have
         raise SheetbendError(f"{str(path)!r} is no place for a folder ({error}); give another folder") from None
     if path.exists() and not path.is_dir():

@@ -227,3 +227,17 @@ def test_ctrl_c_ends_two_processes(tiny_clip, tmp_path, whom):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(run.pid, signal.SIGKILL)
+
+
+def silent(folder):
+    """Ignore Ctrl-C from the start, as what a script runs in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize("name", ["merge", "test"])
+def test_a_command_in_the_background_ignores_ctrl_c(server, base, name):
+    work = replace(WORKS[name], setup=f"{HERE}:silent")
+    folder = start(work, base)
+    ended = server.run(work.job(folder, interrupt_before=2))
+    assert ended.status == 0
+    assert "interrupted" not in ended.out
