@@ -21,7 +21,7 @@ def test_a_checkpoint_is_written_beside_its_place(tmp_path, monkeypatch):
     assert type(checkpoints) is WholeCheckpoints
     checkpoints.save_checkpoint({"a": torch.ones(2)}, tmp_path / "new" / "a.ckpt")
     before = tree(tmp_path)
-    with pytest.raises(Exception, match="pickle|local object"):
+    with pytest.raises(Exception, match=r"pickle|local object"):
         checkpoints.save_checkpoint({"a": lambda: 0}, tmp_path / "new" / "a.ckpt")
     assert tree(tmp_path) == before and torch.load(tmp_path / "new" / "a.ckpt")["a"].tolist() == [1, 1]
 
