@@ -6,6 +6,7 @@ import errno
 import itertools
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -17,11 +18,12 @@ from typing import NoReturn
 from launch import interrupts
 from launch.commands import COMMANDS, command
 from launch.interrupts import INTERRUPTED
+from launch.processes import is_first
 
 PROGRAM = "sheetbend"
 USER_FAULT = 2
 LONGEST = 2000  # characters of a message
-EARLY = "\ninterrupted before the run began; nothing was lost, the same command starts again"
+EARLY = "interrupted before the run began; nothing was lost, the same command starts again"
 BROKEN_PIPE = 141  # what shells report of a program that SIGPIPE ended
 
 # Lightning's advice that does not hold here, by the start of its message.
@@ -63,17 +65,26 @@ def program(args: Sequence[str] | None = None) -> None:
     Args:
         args: words of the command line; those of the process by default.
     """
+    ended = False
+
+    def leave(*_: object) -> NoReturn:
+        interrupts.leave(INTERRUPTED, EARLY if not ended and is_first() else "")
+
     if not interrupts.ignored(signal.SIGINT):
-        signal.signal(signal.SIGINT, lambda *_: interrupts.leave(INTERRUPTED))  # just before the command, and after it
+        signal.signal(signal.SIGINT, leave)
     try:
         main(args)
+        ended = True
     except SystemExit as stop:
+        ended = True
         if stop.code in interrupts.STATUS.values():
             with contextlib.suppress(OSError):  # nobody reads
                 sys.stdout.flush()
                 sys.stderr.flush()
             interrupts.leave(stop.code)  # Python would wait for threads, each in the middle of something
         raise
+    except KeyboardInterrupt:  # at the very end
+        interrupts.leave(INTERRUPTED)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -98,7 +109,9 @@ def _command(words: list[str]) -> None:
             command(words[0])(words[1:])
         else:
             _run(words)
-    except BrokenPipeError:  # whoever reads has seen enough: `sheetbend inspect ... | head`
+    except BrokenPipeError:
+        if interrupts.came() or not _reader_is_gone():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(BROKEN_PIPE) from None
     except OSError as error:
@@ -111,13 +124,22 @@ def _command(words: list[str]) -> None:
         fail(f"{error.filename}: {error.strerror}")
 
 
+def _reader_is_gone() -> bool:
+    """Return whether whoever reads what is printed has seen enough: ``sheetbend inspect ... | head``."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Let Ctrl-C end the process at once: imports take seconds, and some of them swallow a KeyboardInterrupt."""
 
     def leave(*_: object) -> NoReturn:
-        os.write(sys.stdout.fileno(), f"{EARLY}\n".encode())
-        os._exit(INTERRUPTED)
+        interrupts.leave(INTERRUPTED, EARLY if is_first() else "")
 
     main_thread = threading.current_thread() is threading.main_thread()  # only there can handlers be set
     if not main_thread or interrupts.ignored(signal.SIGINT):
@@ -167,6 +189,7 @@ def kinds_as_option(words: list[str]) -> list[str]:
 
 def fail(message: str) -> NoReturn:
     """Print one line to stderr and exit with status 2."""
+    interrupts.check()
     print(f"{PROGRAM}: error: {printable(message)}", file=sys.stderr, flush=True)
     raise SystemExit(USER_FAULT)
 

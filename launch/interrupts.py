@@ -3,8 +3,10 @@
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
@@ -14,8 +16,10 @@ from launch.processes import is_first
 INTERRUPTED = 130  # what shells report of a program that SIGINT ended
 TERMINATED = 143  # the same of SIGTERM
 STATUS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
-PATIENCE = 1.5  # seconds in which a command may tidy up, before it is ended as SIGKILL would end it
-UNTIDY = "\ninterrupted: what was finished is kept; give the same command again"
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+PATIENCE = 1.2  # seconds in which a command may tidy up, before it is ended as SIGKILL would end it
+ONE = 0.1  # seconds in which a second signal is the same one, such as a terminal's that a parent hands on
+UNTIDY = "what was finished is kept; give the same command again"
 
 
 class _Watch:
@@ -23,9 +27,14 @@ class _Watch:
 
     def __init__(self) -> None:
         self.came: int | None = None  # the first signal
+        self.since = 0.0  # when it came
         self.said = False  # what is kept
         self.deaf = ignored(signal.SIGINT)
         self.ended = threading.Event()
+
+    def again(self) -> bool:
+        """Return whether a signal that comes now is another than the first."""
+        return time.monotonic() - self.since > ONE
 
 
 _watch: _Watch | None = None
@@ -63,33 +72,33 @@ def prompt() -> Iterator[None]:
         yield
         return
     watch = _watch = _Watch()
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
     thread = threading.Thread(target=_end_in_time, args=(watch, reading), name="interrupts", daemon=True)
     thread.start()
-    wakeup, hook = signal.set_wakeup_fd(writing, warn_on_full_buffer=False), sys.unraisablehook
+    wakeup, hook = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False), sys.unraisablehook
     sys.unraisablehook = _quiet_about_interrupts(hook)
     handlers = {number: signal.getsignal(number) for number in STATUS if not ignored(number)}
     try:
         for number in handlers:
             signal.signal(number, _handle)
         yield
-        if came():  # some library has swallowed it
-            stop(UNTIDY)
-    except (Exception, KeyboardInterrupt):
-        if not came():
+        if watch.came is not None:  # some library has swallowed it
+            _stop(watch)
+    except BaseException as error:
+        if watch.came is None or (isinstance(error, SystemExit) and error.code == STATUS[watch.came]):
             raise
-        stop(UNTIDY)
+        _stop(watch)  # what the interruption broke
     finally:
+        watch.ended.set()
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        watch.ended.set()
         signal.set_wakeup_fd(wakeup)
         sys.unraisablehook, _watch = hook, None
-        os.write(writing, b"\0")  # closing it does not end the thread: workers have it open too
+        writing.send(b"\0")  # closing it does not end the thread: workers have it open too
         thread.join()
-        os.close(writing)
-        os.close(reading)
+        writing.close()
+        reading.close()
 
 
 def listen() -> None:
@@ -99,14 +108,21 @@ def listen() -> None:
 
 
 def came() -> bool:
-    """Return whether Ctrl-C came."""
-    return _watch is not None and _watch.came == signal.SIGINT
+    """Return whether Ctrl-C or SIGTERM came."""
+    return _watch is not None and _watch.came is not None
+
+
+def check() -> None:
+    """Exit as interrupted or terminated if it was: what fails then fails since it was."""
+    if _watch is not None and _watch.came is not None:
+        _stop(_watch)
 
 
 def say(message: str) -> None:
     """Print what is kept, unless that was said; of several processes the first says it."""
     if _speaks(_watch):
-        print(message, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads
+            print(message, flush=True)
 
 
 def stop(message: str) -> NoReturn:
@@ -115,39 +131,55 @@ def stop(message: str) -> NoReturn:
     raise SystemExit(INTERRUPTED)
 
 
-def leave(status: int) -> NoReturn:
+def leave(status: int, message: str = "") -> NoReturn:
     """End the process and its workers here and now."""
-    workers = sys.modules.get("multiprocessing")
-    with contextlib.suppress(RuntimeError):  # the main thread has just begun another
-        for worker in workers.active_children() if workers else ():
-            worker.kill()
-    os._exit(status)
+    try:
+        if message:
+            os.write(sys.stdout.fileno(), f"\n{message}\n".encode())
+        if workers := sys.modules.get("multiprocessing"):
+            for worker in workers.active_children():
+                worker.kill()
+    finally:  # nobody may read, and the main thread may be about to begin a worker
+        os._exit(status)
 
 
-def _handle(number: int, frame: FrameType | None) -> NoReturn:
-    if _watch is not None:
-        if _watch.came is not None:
-            _say_untidy(_watch)
-            leave(STATUS[number])
-        _watch.came = number
-    if number == signal.SIGTERM:
-        raise SystemExit(TERMINATED)
-    raise KeyboardInterrupt
+def _stop(watch: _Watch) -> NoReturn:
+    say(f"\n{WORDS[watch.came]}: {UNTIDY}")
+    raise SystemExit(STATUS[watch.came])
 
 
-def _end_in_time(watch: _Watch, reading: int) -> None:
-    """Wait for a signal in a thread: handlers wait for the main thread, which may compute for minutes."""
+def _handle(number: int, frame: FrameType | None) -> None:
+    watch = _watch
+    if watch is None or watch.ended.is_set():
+        return
+    if watch.came is None:
+        watch.came, watch.since = number, time.monotonic()
+        if number == signal.SIGTERM:
+            raise SystemExit(TERMINATED)
+        raise KeyboardInterrupt
+    if watch.again():
+        _leave(watch, number)
+
+
+def _end_in_time(watch: _Watch, reading: socket.socket) -> None:
+    """Wait for signals in a thread: handlers wait for the main thread, which may compute for minutes."""
+    first, since = None, 0.0
     while not watch.ended.is_set():
-        number = os.read(reading, 1)[0]
-        if number in STATUS and not watch.ended.wait(PATIENCE):
-            _say_untidy(watch)
-            leave(STATUS[number])
+        reading.settimeout(None if first is None else max(since + PATIENCE - time.monotonic(), 1e-3))
+        try:
+            number = reading.recv(1)[0]
+        except TimeoutError:
+            number = first
+        if watch.ended.is_set() or number not in STATUS:
+            continue
+        if first is None:
+            first, since = number, time.monotonic()
+        elif time.monotonic() - since > ONE:
+            _leave(watch, number)
 
 
-def _say_untidy(watch: _Watch) -> None:
-    if _speaks(watch):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads
-            os.write(sys.stdout.fileno(), f"{UNTIDY}\n".encode())
+def _leave(watch: _Watch, number: int) -> NoReturn:
+    leave(STATUS[number], f"{WORDS[number]}: {UNTIDY}" if _speaks(watch) else "")
 
 
 def _speaks(watch: _Watch | None) -> bool:

@@ -2,7 +2,9 @@
 
 import os
 
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # as torchrun, Lightning and SLURM number processes
+
 
 def is_first() -> bool:
-    """Return whether this is the only process of a run, or the first on its machine, as Lightning numbers them."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    """Return whether this is the only process of a run, or the first of several."""
+    return int(next((os.environ[name] for name in _RANKS if os.environ.get(name, "").isdecimal()), "0")) == 0

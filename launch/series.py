@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from launch.interrupts import INTERRUPTED
+from launch import interrupts
 from launch.locks import alone
 from mergers.errors import SheetbendError
 from mergers.files import atomic_write
@@ -136,8 +136,7 @@ def in_turn(
         except SheetbendError as error:
             raise SheetbendError(f"{entry.label}: {error}") from None
         except KeyboardInterrupt:
-            say(f"\ninterrupted in {_stopped(entries, number)}")
-            raise SystemExit(INTERRUPTED) from None
+            interrupts.stop(f"\ninterrupted in {_stopped(entries, number)}; the same command goes on from there")
         except SystemExit:
             say(f"stopped in {_stopped(entries, number)}")
             raise

@@ -5,6 +5,7 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -64,7 +65,6 @@ def atomic_write(path: str | Path, flush: bool = True) -> Iterator[Path]:
     with workshop(path) as folder:
         temporary = folder / path.name  # some writers choose the format by the suffix
         temporary.touch()
-        temporary.chmod(0o644)
         yield temporary
         if flush:
             _flush(temporary)
@@ -85,7 +85,6 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     with workshop(path) as folder:
         temporary = folder / path.name
         temporary.mkdir()
-        temporary.chmod(0o755)
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
@@ -148,12 +147,14 @@ def write_safetensors(
         )
         for name, tensor in held.items()
     }
+    Path(path).touch()
+    mode = stat.S_IMODE(Path(path).stat().st_mode)  # as the umask has it; safetensors leaves it to the owner alone
     try:
         serialize_file(specs, str(path), dict(metadata or {"format": "pt"}))
     except SafetensorError as error:
         full = "No space left" in str(error) or "os error 28" in str(error)
         raise OSError(errno.ENOSPC if full else errno.EIO, _reason(error), str(path)) from None
-    Path(path).chmod(0o644)  # safetensors leaves it to the owner alone
+    Path(path).chmod(mode)
 
 
 def _reason(error: SafetensorError) -> str:

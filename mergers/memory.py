@@ -51,7 +51,7 @@ def _status(name: str, path: str = "/proc/self/status") -> int:
 
 
 def _left_in_container(own: Path = Path("/proc/self/cgroup"), root: Path = _CGROUPS) -> int | None:
-    """Return what this process's control group may still take, None where there is no group or no limit."""
+    """Return what this process's control group, and all above it, may still take; None where nothing limits them."""
     try:
         groups = [line.split(":", 2)[1:] for line in own.read_text(encoding="ascii").splitlines()]
     except (OSError, ValueError):
@@ -59,13 +59,18 @@ def _left_in_container(own: Path = Path("/proc/self/cgroup"), root: Path = _CGRO
     for controllers, path in groups:
         if controllers in _VERSIONS:
             folder, limit, used, cache = _VERSIONS[controllers]
-            for place in (root / folder / path.lstrip("/"), root / folder):  # a container may see itself as the root
-                try:
-                    stat = dict(
-                        line.split() for line in (place / "memory.stat").read_text(encoding="ascii").splitlines()
-                    )
-                    allowed, taken = (int((place / name).read_text(encoding="ascii")) for name in (limit, used))
-                    return max(allowed - taken + int(stat.get(cache, 0)), 0)
-                except (OSError, ValueError):  # "max" is no number
-                    continue
+            top = root / folder
+            own_place = top / path.lstrip("/")  # which is not there where a container sees itself as the root
+            places = [own_place, *(above for above in own_place.parents if above.is_relative_to(top))]
+            found = [_left_in_group(place / limit, place / used, place / "memory.stat", cache) for place in places]
+            return min((one for one in found if one is not None), default=None)  # each group takes from those above
     return None
+
+
+def _left_in_group(limit: Path, used: Path, stat: Path, cache: str) -> int | None:
+    try:
+        parts = dict(line.split() for line in stat.read_text(encoding="ascii").splitlines())
+        allowed, taken = (int(file.read_text(encoding="ascii")) for file in (limit, used))
+        return max(allowed - taken + int(parts.get(cache, 0)), 0)
+    except (OSError, ValueError):  # "max" is no number
+        return None

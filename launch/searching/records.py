@@ -111,7 +111,7 @@ class Records:
         return candidate.key in self.records
 
     def add(self, records: Sequence[Record], references: Sequence[Score] = ()) -> None:
-        """Keep new records, and write both files."""
+        """Keep new records, and write them to their file."""
         self.references = tuple(references) or self.references
         self.records |= {record.candidate.key: record for record in records}
         content = {
@@ -161,7 +161,7 @@ class Records:
 
     def write_table(self, metrics: Sequence[str]) -> None:
         """Write candidates.csv: a row a candidate, a column a setting, a metric and a task."""
-        settings = list(dict.fromkeys(name for record in self.records.values() for name in record.candidate.values))
+        settings = list(dict.fromkeys(name for record in self.by_merge() for name in record.candidate.values))
         tasks = list(dict.fromkeys(score.task for score in self.references if score.task != "all"))
         rows = []
         for number, record in enumerate(self.by_merge(), 1):

@@ -90,6 +90,12 @@ def own_copy(tensor: Tensor, key: str, path: Path) -> Tensor:
     return plain_tensor(tensor, key, path).clone()
 
 
+_ANEW = (
+    "save the state dict where it was made, torch.save(model.state_dict(), path), or as safetensors (of Task "
+    "Arithmetic's pickled models the hub has tanganke/clip-vit-*)"
+)
+
+
 def read_pickle(path: Path) -> dict[str, Any]:
     """Return the dictionary in a file that ``torch.save`` wrote; only tensors and plain values are accepted.
 
@@ -98,7 +104,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     """
     with reading(path):
         if reason := reason_to_refuse(path):
-            raise SheetbendError(f"{path} is not read, since {reason}; save the state dict anew, as safetensors")
+            raise SheetbendError(f"{path} is not read, since {reason}; {_ANEW}")
         try:
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -108,9 +114,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
             raise
         except Exception as error:  # what a damaged pickle raises is anyone's guess
             raise SheetbendError(
-                f"{path} holds more than tensors, or is damaged ({type(error).__name__}); nothing in it is run: save "
-                "the state dict where it was made, torch.save(model.state_dict(), path), or as safetensors (of Task "
-                "Arithmetic's pickled models the hub has tanganke/clip-vit-*)"
+                f"{path} holds more than tensors, or is damaged ({type(error).__name__}); nothing in it is run: {_ANEW}"
             ) from None
     if not isinstance(content, dict):
         raise SheetbendError(

@@ -1,9 +1,12 @@
 """A look at a file of ``torch.save`` before it is read: even an unpickler of tensors can be kept busy for ever."""
 
+import os
 import pickletools
-import zipfile
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
+
+import torch
 
 # Steps that hashing one key may take; names of tensors take one.
 _MOST_STEPS = 10**6
@@ -11,50 +14,51 @@ _MOST_STEPS = 10**6
 _PICKLES = 5
 _MEMO_SETS = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
 _MEMO_GETS = ("GET", "BINGET", "LONG_BINGET")
+_ARCHIVE = b"PK\x03\x04"
+_DAMAGED = "it holds more than tensors, or is damaged"
 
 
 def reason_to_refuse(path: Path) -> str:
     """Return why the file at ``path`` must not be given to ``torch.load``; empty for one that may.
 
-    Whether it is a file of ``torch.save`` at all is for that to say.
+    An archive is opened by torch's own reader: others may see other parts in a crafted one.
 
     Raises:
         OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         try:
-            if not zipfile.is_zipfile(file):
-                file.seek(0)
-                return _of_pickles(file, _PICKLES)
-            with zipfile.ZipFile(file) as archive:
-                for part in archive.infolist():
-                    if part.compress_type != zipfile.ZIP_STORED:  # a few bytes may stand for all memory there is
-                        return f"{part.filename[:80]!r} in it is compressed, which torch.save never does"
-                for part in archive.infolist():
-                    if part.filename.endswith(".pkl"):
-                        with archive.open(part) as content:
-                            if reason := _of_pickles(content, 1):
-                                return reason
+            if file.read(len(_ARCHIVE)) == _ARCHIVE:  # what torch goes by
+                return _of_archive(path, file.seek(0, os.SEEK_END))
+            file.seek(0)
+            return _of_pickles(file, _PICKLES)
         except OSError:
             raise
         except Exception:  # what damaged archives and pickles raise is anyone's guess
-            return ""
-    return ""
+            return _DAMAGED
+
+
+def _of_archive(path: Path, size: int) -> str:
+    reader = torch._C.PyTorchFileReader(str(path))
+    size_of = getattr(reader, "get_record_size", lambda name: len(reader.get_record(name)))  # newer than torch 2.6
+    if sum(map(size_of, reader.get_all_records())) > size:
+        return "it unfolds to more than it is, and torch.save compresses nothing"
+    return _of_pickles(BytesIO(reader.get_record("data.pkl")), 1)
 
 
 def _of_pickles(file: BinaryIO, count: int) -> str:
     for _ in range(count):
-        if _widest_tuple(file) > _MOST_STEPS:
+        if _has_wide_tuple(file):
             return "it holds tuples of tuples without end"
     return ""
 
 
-def _widest_tuple(file: BinaryIO) -> int:
-    """Return how many entries the widest tuple of a pickle has, tuples in it opened: what it takes to hash it.
+def _has_wide_tuple(file: BinaryIO) -> bool:
+    """Return whether some tuple of a pickle has too many entries, tuples in it opened: what it takes to hash it.
 
     A pickle may name one tuple many times, so that some hundred bytes hold 2 ** 100 entries.
     """
-    widest, stack, marks, memo = 0, [], [], {}
+    stack, marks, memo = [], [], {}
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "MARK":
             marks.append(len(stack))
@@ -75,5 +79,6 @@ def _widest_tuple(file: BinaryIO) -> int:
                 del stack[len(stack) - len(taken) :]
             size = 1 + sum(taken) if "TUPLE" in opcode.name else 1
             stack += [size] * len(opcode.stack_after)
-            widest = max(widest, size)
-    return widest
+            if size > _MOST_STEPS:  # at once: what follows may be damaged, and unpickling gets there first
+                return True
+    return False

@@ -110,6 +110,19 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch, groups, folder, limit,
     assert memory.available_memory() == expected
 
 
+@pytest.mark.parametrize(("job", "step", "expected"), [(4000, "max", 600), (4000, 9000, 600), ("max", 700, 300)])
+def test_limits_of_the_groups_above_count(tmp_path, job, step, expected):
+    """Schedulers limit a job, and the process is in a step of it."""
+    own, place = tmp_path / "cgroup", tmp_path / "root" / "slurm" / "job"
+    own.write_text("0::/slurm/job/step\n")
+    (place / "step").mkdir(parents=True)
+    for folder, allowed, taken in ((place, job, 3900), (place / "step", step, 900)):
+        (folder / "memory.max").write_text(f"{allowed}\n")
+        (folder / "memory.current").write_text(f"{taken}\n")
+        (folder / "memory.stat").write_text("inactive_file 500\n")
+    assert memory._left_in_container(own, tmp_path / "root") == expected
+
+
 def test_where_nothing_is_said_of_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_status", lambda *_: 0)
     monkeypatch.setattr(memory, "_left_in_container", lambda: None)

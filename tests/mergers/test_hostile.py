@@ -169,3 +169,15 @@ def test_a_full_disk_is_not_said_of_the_base_model(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.copyfile", full)
     with pytest.raises(OSError, match="No space left"):
         copy_model(tmp_path, tmp_path / "copy")
+
+
+def test_a_merge_is_for_those_whom_the_umask_lets_in(tmp_path):
+    before = os.umask(0o077)
+    try:
+        save_merged(Merger(), random_adapters(2), tmp_path / "merged")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "merged").iterdir()} == {0o600}
+    assert (tmp_path / "merged").stat().st_mode & 0o777 == 0o700
+    save_merged(Merger(), random_adapters(2), tmp_path / "shared")
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "shared").iterdir()} == {0o666 & ~before}

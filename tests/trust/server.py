@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE = 15.0  # seconds after which a command counts as one that does not end
+DEADLINE = 60.0  # seconds after which a command counts as one that does not end
 PROMPT = 2.0  # seconds in which a command ends that is interrupted
 # What Python says before it changes a file system.
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
@@ -42,7 +42,7 @@ class Job:
         kill_before: number of the change of the file system below ``folder`` before which SIGKILL ends it, from 0.
         interrupt_after: seconds of the command's own work after which SIGINT goes to it and to its workers, as a
             terminal sends it.
-        interrupt_before: number of the change of the file system before which SIGINT goes to them.
+        interrupt_before: number of the change of the file system before which SIGINT goes to them, or the change.
         interrupt_again: seconds after which another SIGINT follows.
         act_before: (number of a change, ``module:function``) that is called with the folder before that change.
         user: number of the user and group that it runs as; by default those of the tests.
@@ -55,7 +55,7 @@ class Job:
     kill_after: float | None = None
     kill_before: int | None = None
     interrupt_after: float | None = None
-    interrupt_before: int | None = None
+    interrupt_before: int | str | None = None
     interrupt_again: float | None = None
     act_before: tuple[int, str] | None = None
     user: int | None = None
@@ -318,9 +318,10 @@ def _watch(folder: Path, scratch: Path, job: Mapping[str, Any]) -> None:
         names = [os.path.abspath(os.fsdecode(one)) for one in places if isinstance(one, str | bytes | os.PathLike)]  # noqa: PTH100  not what a link points to
         if not any(name.startswith(prefix) for name in names):
             return
+        change = f"{event} {' '.join(os.path.relpath(name, folder) for name in names)}"
         if count == job["kill_before"]:
             os.kill(os.getpid(), signal.SIGKILL)
-        if count == interrupt:
+        if interrupt in (count, change):
             interrupt = None
             (scratch / "interrupted").write_text(str(time.monotonic()))
             os.killpg(0, signal.SIGINT)
@@ -328,7 +329,7 @@ def _watch(folder: Path, scratch: Path, job: Mapping[str, Any]) -> None:
             number = None
             _named(action)(folder)
         count += 1
-        os.write(log, f"{event} {' '.join(os.path.relpath(name, folder) for name in names)}\n".encode())
+        os.write(log, f"{change}\n".encode())
 
     sys.addaudithook(hook)
 

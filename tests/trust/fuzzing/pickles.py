@@ -15,6 +15,9 @@ import torch
 
 from tests.trust.fuzzing.mutate import mutated_bytes, nested
 
+# Of a file in torch's old format: a number, a version and what the machine was.
+_BEFORE_THE_MAP = 137
+
 
 class Call:
     """Is pickled as a call."""
@@ -133,8 +136,18 @@ def mutated_pickle(rng: random.Random, tensors: dict[str, Any], canary: Path) ->
             return zipped(parts)
         case 7:
             parts = unzipped(saved(content))
-            parts["data.pkl"] = rng.choice([hash_bomb(40), b"", b".", b"(" * 100_000, b"]" * 100_000 + b"."])
-            return zipped(parts)
+            bomb = rng.choice([hash_bomb(40), b"", b".", b"(" * 100_000, b"]" * 100_000 + b"."])
+            match rng.randrange(4):  # readers of archives differ in what they see
+                case 0:
+                    return saved({}, legacy=True)[:_BEFORE_THE_MAP] + bomb + zipped(parts)
+                case 1:
+                    parts["DATA.PKL"] = bomb
+                    del parts["data.pkl"]
+                    return zipped(parts)
+                case 2:
+                    return zipped({"data.pkl": bomb, "version": b"3"}) + zipped(parts)
+                case _:
+                    return zipped(parts | {"data.pkl": bomb})
         case 8:  # numbers inside the pickle: sizes, offsets and strides of tensors
             parts = unzipped(saved(content))
             parts["data.pkl"] = _with_other_numbers(rng, parts["data.pkl"])
