@@ -234,9 +234,11 @@ def _pass(module: "LoRATasks", split: str, work: Callable[[Any], None]) -> Need:
 def _in_mode(module: torch.nn.Module, training: bool) -> Iterator[None]:
     before = {part: part.training for part in module.modules()}
     module.train(training)
-    yield
-    for part, mode in before.items():
-        part.training = mode
+    try:
+        yield
+    finally:
+        for part, mode in before.items():
+            part.training = mode
 
 
 def _widest(module: "LoRATasks", split: str, count: int) -> Any:

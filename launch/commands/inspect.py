@@ -37,7 +37,7 @@ what the numbers mean:
   sign conflict  fraction of the entries in which the signs differ: 50 % if
                  unrelated; weighted by the product of the magnitudes
 """
-INTERRUPTED = "\ninterrupted"
+KEPT = "\ninterrupted"
 
 
 def parser() -> Parser:
@@ -77,7 +77,7 @@ def run(words: Sequence[str]) -> None:
     except SheetbendError as error:
         cli.fail(in_words_of_options(str(error)))
     except KeyboardInterrupt:
-        interrupts.stop(INTERRUPTED)
+        interrupts.stop(KEPT)
 
 
 def _run(options: Namespace, wanted: Sequence[Any]) -> None:

@@ -27,7 +27,7 @@ Merge adapters into one adapter, or into a full model, without a GPU or data.
   sheetbend merge --adapters runs/a runs/b --preset knots-ties --dry-run
 """
 DTYPES = ("float32", "float16", "bfloat16")
-INTERRUPTED = "\ninterrupted: nothing was written; the same command starts again"
+KEPT = "\ninterrupted: nothing was written; the same command starts again"
 OUT_OF_MEMORY = (
     "out of memory; nothing was written. --dry-run says what the merge needs; fewer threads need less "
     "(OMP_NUM_THREADS=1)"
@@ -136,7 +136,7 @@ def run(words: Sequence[str]) -> None:
             raise
         cli.fail(OUT_OF_MEMORY)
     except KeyboardInterrupt:
-        interrupts.stop(INTERRUPTED)
+        interrupts.stop(KEPT)
 
 
 def _field_names() -> list[str]:

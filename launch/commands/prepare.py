@@ -30,7 +30,7 @@ it says what is needed, how much of it is here, and how long the rest will
 take; then it downloads, and goes on where an earlier download was cut off;
 then it checks each task: number of examples, names of labels, overlaps.
 """
-INTERRUPTED = "\ninterrupted: what has come is kept; the same command goes on from there"
+KEPT = "\ninterrupted: what has come is kept; the same command goes on from there"
 OWN = ("--dry-run", "--mbit", "--fill-image-cache", "--quiet")
 BITS = 8
 _DIGITS = 8
@@ -73,7 +73,7 @@ def run(words: Sequence[str]) -> None:
     except SheetbendError as error:
         cli.fail(str(error))
     except KeyboardInterrupt:
-        interrupts.stop(INTERRUPTED)
+        interrupts.stop(KEPT)
 
 
 def _run(options: Namespace, configured: "ConfigurationOnly") -> None:

@@ -17,7 +17,7 @@ Runs that differ in the seed alone are averaged; others stand side by side.
 Searches and adaptations in a run's folder are taken in. Nothing is measured
 again, and no folder of a run is changed.
 """
-INTERRUPTED = "\ninterrupted: nothing was written"
+KEPT = "\ninterrupted: nothing was written"
 
 
 def parser() -> Parser:
@@ -51,7 +51,7 @@ def run(words: Sequence[str]) -> None:
     except SheetbendError as error:
         cli.fail(str(error))
     except KeyboardInterrupt:
-        interrupts.stop(INTERRUPTED)
+        interrupts.stop(KEPT)
     if "quiet" not in options:
         pictures = len(written) - 2
         print(f"{written[0]}: {pictures} picture{'s' * (pictures != 1)} in {output / 'plots'}")

@@ -1,7 +1,6 @@
 """A process that forks commands, a hub on this machine, and a table of what the faults cost."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -36,7 +35,7 @@ def server(base):
 
 @pytest.fixture
 def tally(request, record_property):
-    """Makes the row of a table, which is shown when all tests have ended; the test fails if anything was lost."""
+    """Makes the row of a table, which is shown when all tests have ended."""
     made: list[Tally] = []
 
     def begin(work: str, fault: str) -> Tally:
@@ -58,10 +57,3 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("faults")
         for line in (TITLES, tuple("-" * len(title) for title in TITLES), *rows):
             terminalreporter.write_line("| " + " | ".join(map(str, line)) + " |")
-
-
-def pytest_collection_modifyitems(items):
-    """Keep the tests of this folder in one process of pytest-xdist, which has one server."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("trust"))

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.trust.kills import Reference
-from tests.trust.server import Ended, Server
+from tests.trust.server import Ended, Server, note
 from tests.trust.snapshots import differences, half_written
 from tests.trust.works import Work, start
 
 ROOMY = 256 * 2**20
+DELETED = "deleted "  # before the names of what a test has removed
 
 
 @contextlib.contextmanager
@@ -74,9 +75,17 @@ def reference_on_a_disk(server: Server, work: Work, base: Path) -> tuple[Referen
 
 
 def delete(folder: Path) -> None:
-    """Remove what ``TRUST_DELETE``, a pattern, matches below a folder; in the process of a command."""
-    for path in list(folder.glob(os.environ["TRUST_DELETE"])):
+    """Remove what ``TRUST_DELETE``, a pattern, matches below a folder, and note it; in the process of a command."""
+    for path in remove(folder, os.environ["TRUST_DELETE"]):
+        note(f"{DELETED}{path}")
+
+
+def remove(folder: Path, pattern: str) -> list[Path]:
+    """Remove what a pattern matches below a folder; return what there was."""
+    found = list(folder.glob(pattern))
+    for path in found:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
+    return found

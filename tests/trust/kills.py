@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.trust.server import Ended, Server
+from tests.trust.server import DEADLINE, Ended, Server
 from tests.trust.snapshots import differences, half_written
 from tests.trust.works import Work, start
 
@@ -102,6 +102,7 @@ def _killed(server: Server, work: Work, folder: Path, moment: dict[str, Any]) ->
         moment["kill_after"] *= 0.8
         folder = start(work, folder.parent)
         ended = server.run(work.job(folder, **moment))
+    assert ended.seconds < DEADLINE, "it hangs"
     return ended
 
 

@@ -21,6 +21,8 @@ def full_disk(server, base, tally, name):
             folder = start(work, base)
             mount_again(folder, f"size={size}")
             ended, faults = hindered(server, work, folder)
+            if share == 0.0 and ended.status != 2:
+                faults.append("the disk was not full")
             if ended.status == 2 and "space" not in ended.err:
                 faults.append(f"it does not say why: {ended.err}")
             mount_again(folder, "size=256m")
