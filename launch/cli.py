@@ -70,9 +70,9 @@ def program(args: Sequence[str] | None = None) -> None:
     def leave(*_: object) -> NoReturn:
         interrupts.leave(INTERRUPTED, EARLY if not ended and is_first() else "")
 
-    if not interrupts.ignored(signal.SIGINT):
-        signal.signal(signal.SIGINT, leave)
     try:
+        if not interrupts.ignored(signal.SIGINT):
+            signal.signal(signal.SIGINT, leave)
         main(args)
         ended = True
     except SystemExit as stop:
@@ -83,8 +83,8 @@ def program(args: Sequence[str] | None = None) -> None:
                 sys.stderr.flush()
             interrupts.leave(stop.code)  # Python would wait for threads, each in the middle of something
         raise
-    except KeyboardInterrupt:  # at the very end
-        interrupts.leave(INTERRUPTED)
+    except KeyboardInterrupt:  # at the very beginning, or end
+        leave()
 
 
 def main(args: Sequence[str] | None = None) -> None:
