@@ -114,7 +114,7 @@ def moments(name, whole, count):
     """Yield moments at which a command is interrupted: random times, and random changes of the file system in turn."""
     generator = random.Random(name)
     for number in range(count):
-        if number % 2:
+        if number % 2 and whole.ended.changes:
             yield {"interrupt_before": generator.randrange(len(whole.ended.changes))}
         else:
             yield {"interrupt_after": generator.uniform(0, whole.ended.seconds)}
