@@ -46,7 +46,7 @@ def _others():
     return (
         replace(test, name="validate", words=("validate", *test.words[1:])),
         replace(test, name="analyse", words=("analyse", "tasks", *test.words[1:])),
-        replace(merge, name="inspect", words=("inspect", "adapters/*"), setup=None),
+        replace(merge, name="inspect", words=("inspect", "adapters/pets", "adapters/cars"), setup=None),
         replace(merge, name="report", words=("report", "run"), make=_tested_run, setup=None),
         *(
             replace(WORKS[name], name=f"{name}, workers", words=(*WORKS[name].words, *TWO_WORKERS))
