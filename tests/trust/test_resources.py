@@ -57,7 +57,7 @@ def _others():
 
 COMMANDS = {name: work for name, work in WORKS.items() if name not in SAME} | {work.name: work for work in _others()}
 TRIES = 10
-SAID = re.compile(r"^interrupted[: ]", re.MULTILINE)
+SAID = re.compile(r"^interrupted\b", re.MULTILINE)
 ENDING = 0.05  # seconds; a command that ends in them with success had ended before it heard
 ORPHANED = 8.0  # seconds in which workers end whose process was killed: PyTorch's look for it every 5 s
 
