@@ -27,14 +27,9 @@ class _Watch:
 
     def __init__(self) -> None:
         self.came: int | None = None  # the first signal
-        self.since = 0.0  # when it came
         self.said = False  # what is kept
         self.deaf = ignored(signal.SIGINT)
         self.ended = threading.Event()
-
-    def again(self) -> bool:
-        """Return whether a signal that comes now is another than the first."""
-        return time.monotonic() - self.since > ONE
 
 
 _watch: _Watch | None = None
@@ -102,7 +97,7 @@ def prompt() -> Iterator[None]:
 
 
 def listen() -> None:
-    """Let a second Ctrl-C end the process again, after Lightning has switched it off."""
+    """Let a second Ctrl-C come through again, after Lightning has switched it off."""
     if _watch is not None and not _watch.deaf:
         signal.signal(signal.SIGINT, _handle)
 
@@ -150,15 +145,12 @@ def _stop(watch: _Watch) -> NoReturn:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     watch = _watch
-    if watch is None or watch.ended.is_set():
+    if watch is None or watch.came is not None or watch.ended.is_set():  # a second one is for `_end_in_time`
         return
-    if watch.came is None:
-        watch.came, watch.since = number, time.monotonic()
-        if number == signal.SIGTERM:
-            raise SystemExit(TERMINATED)
-        raise KeyboardInterrupt
-    if watch.again():
-        _leave(watch, number)
+    watch.came = number
+    if number == signal.SIGTERM:
+        raise SystemExit(TERMINATED)
+    raise KeyboardInterrupt
 
 
 def _end_in_time(watch: _Watch, reading: socket.socket) -> None:
@@ -175,11 +167,7 @@ def _end_in_time(watch: _Watch, reading: socket.socket) -> None:
         if first is None:
             first, since = number, time.monotonic()
         elif time.monotonic() - since > ONE:
-            _leave(watch, number)
-
-
-def _leave(watch: _Watch, number: int) -> NoReturn:
-    leave(STATUS[number], f"{WORDS[number]}: {UNTIDY}" if _speaks(watch) else "")
+            leave(STATUS[number], f"{WORDS[number]}: {UNTIDY}" if _speaks(watch) else "")
 
 
 def _speaks(watch: _Watch | None) -> bool:
