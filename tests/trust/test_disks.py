@@ -23,7 +23,7 @@ def full_disk(server, base, tally, name):
             ended, faults = hindered(server, work, folder)
             if share == 0.0 and ended.status != 2:
                 faults.append("the disk was not full")
-            if ended.status == 2 and "space" not in ended.err:
+            if ended.status == 2 and not ("space" in ended.err or "bytes left" in ended.err or "kB left" in ended.err):
                 faults.append(f"it does not say why: {ended.err}")
             mount_again(folder, "size=256m")
             faults += goes_on(server, work, folder, whole)

@@ -58,7 +58,7 @@ def _others():
 COMMANDS = {name: work for name, work in WORKS.items() if name not in SAME} | {work.name: work for work in _others()}
 TRIES = 10
 SAID = re.compile(r"^interrupted\b", re.MULTILINE)
-ENDING = 0.05  # seconds; a command that ends in them with success had ended before it heard
+ENDING = 0.5  # seconds; a command that ends in them with success had ended before it heard
 ORPHANED = 8.0  # seconds in which workers end whose process was killed: PyTorch's look for it every 5 s
 
 
@@ -268,7 +268,7 @@ def test_ctrl_c_ends_two_processes(tiny_clip, tmp_path, whom):
         whom(run.pid, signal.SIGINT)
         began = time.monotonic()
         assert run.wait(PROMPT) == INTERRUPTED
-        assert alive(run.pid, until=began + (PROMPT if whom is os.killpg else ORPHANED)) == []
+        assert alive(run.pid, until=began + ORPHANED) == []
         assert (tmp_path / "out").read_text().count("interrupted") == 1
         assert "Traceback" not in (tmp_path / "err").read_text()
     finally:
