@@ -73,6 +73,9 @@ def program(args: Sequence[str] | None = None) -> None:
     try:
         if not interrupts.ignored(signal.SIGINT):
             signal.signal(signal.SIGINT, leave)
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # it was closed: `sheetbend merge ... >&-`
+                setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  until the process ends
         main(args)
         ended = True
     except SystemExit as stop:

@@ -231,3 +231,15 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     assert "Traceback" not in err
     assert tree(tmp_path) == before and not (tmp_path / "merged").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_nobody_needs_to_be_told(tmp_path, closed):
+    """A stream that is closed is one that nobody reads."""
+    for seed, name in enumerate(("a", "b")):
+        write_adapter(tmp_path / name, seed)
+    command = f"{sys.executable} -m launch merge --adapters a b --output merged {closed}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "merged" / "adapter_model.safetensors").is_file()
